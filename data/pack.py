@@ -1,0 +1,50 @@
+"""Packs: as many samples as fit a token budget, in stream order, never cutting one."""
+
+from collections.abc import Callable
+
+from data.processor import Encoded
+from data.sample import DataError, Sample
+from data.stream import Stream
+
+
+class Packs:
+    """An endless iterator of lists of samples whose costs add up to at most `budget` tokens."""
+
+    def __init__(
+        self, stream: Stream, encode: Callable[[Sample], Encoded], cost: Callable[[Encoded], int], budget: int
+    ) -> None:
+        self.stream, self.encode, self.cost, self.budget = stream, encode, cost, budget
+        self._waiting: Encoded | None = None
+        self._state = stream.state()
+
+    def __iter__(self) -> "Packs":
+        return self
+
+    def __next__(self) -> list[Encoded]:
+        pack: list[Encoded] = []
+        room = self.budget
+        while True:
+            if self._waiting is None:
+                # The state before a sample is drawn: on resume the waiting sample is drawn again.
+                self._state = self.stream.state()
+                self._waiting = self.encode(next(self.stream))
+            cost = self.cost(self._waiting)
+            if cost > self.budget:
+                raise DataError(
+                    f"{self._waiting.sample.place}: {cost} tokens, more than the budget of {self.budget}; "
+                    "raise train.tokens or lower model.max_pixels"
+                )
+            if cost > room:
+                return pack
+            pack.append(self._waiting)
+            room -= cost
+            self._waiting = None
+
+    def state(self) -> dict:
+        """The stream's state at the first sample that is in no pack yet."""
+        return self._state if self._waiting is not None else self.stream.state()
+
+    def restore(self, state: dict) -> None:
+        self._waiting = None
+        self.stream.restore(state)
+        self._state = self.stream.state()

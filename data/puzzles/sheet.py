@@ -1,0 +1,80 @@
+"""A sheet of samples of every kind and difficulty, to be looked at and solved by a person."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from data.puzzles.draw import BLACK, GREY, WHITE, font
+from data.puzzles.registry import DIFFICULTIES, generate
+from data.sample import LETTERS, Sample
+
+EACH = 2  # samples of a kind and difficulty
+GAP = 12
+WIDTH = 1700  # holds the six samples of a kind that has two pictures
+POINTS = 15  # of the text
+ANSWER = (190, 20, 20)
+
+
+def write_sheet(path: Path, size: int, kinds: Sequence[str]) -> None:
+    """Write a sheet of samples as PNG, the samples of a kind in rows from the easiest on."""
+    rows = []
+    for kind in kinds:
+        samples = (generate(kind, seed, size, level) for level in DIFFICULTIES for seed in range(EACH))
+        rows += _rows([_cell(sample) for sample in samples])
+    height = GAP + sum(_height(row) for row in rows)
+    sheet = Image.new("RGB", (WIDTH, height), WHITE)
+    pen = ImageDraw.Draw(sheet)
+    top = GAP
+    for row in rows:
+        left = GAP
+        for cell in row:
+            sheet.paste(cell, (left, top))
+            left += cell.width + GAP
+        top += _height(row)
+        pen.line((0, top - GAP, WIDTH, top - GAP), fill=GREY)
+    sheet.save(path, "PNG")
+
+
+def _rows(cells: list[Image.Image]) -> list[list[Image.Image]]:
+    """Cells set like words in lines no wider than the sheet."""
+    rows: list[list[Image.Image]] = [[]]
+    for cell in cells:
+        if rows[-1] and GAP + sum(other.width + GAP for other in rows[-1]) + cell.width > WIDTH:
+            rows.append([])
+        rows[-1].append(cell)
+    return rows
+
+
+def _height(row: list[Image.Image]) -> int:
+    return max(cell.height for cell in row) + 2 * GAP
+
+
+def _cell(sample: Sample) -> Image.Image:
+    """A sample's pictures, with its question, choices and answer beneath."""
+    pictures = [_enlarged(Image.open(io.BytesIO(image))) for image in sample.images]
+    width = max(244, sum(picture.width + GAP for picture in pictures))
+    lines = [(line, BLACK) for line in textwrap.wrap(f"{sample.key}: {sample.text.question}", width // 8)]
+    lettered = zip(LETTERS, sample.text.choices, strict=False)
+    listed = "  ".join(f"{name}) {choice}" for name, choice in lettered)
+    lines += [(line, BLACK) for line in textwrap.wrap(listed, width // 8)]
+    lines.append((f"answer: {sample.text.answer}", ANSWER))
+    pictures_high = max(picture.height for picture in pictures)
+    cell = Image.new("RGB", (width, pictures_high + GAP + len(lines) * (POINTS + 5)), WHITE)
+    pen = ImageDraw.Draw(cell)
+    left = 0
+    for picture in pictures:
+        cell.paste(picture, (left, 0))
+        pen.rectangle((left, 0, left + picture.width - 1, picture.height - 1), outline=GREY)
+        left += picture.width + GAP
+    for at, (line, fill) in enumerate(lines):
+        pen.text((0, pictures_high + GAP + at * (POINTS + 5)), line, fill=fill, font=font(POINTS))
+    return cell
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A small picture by a whole factor, so that its pixels stay as they are."""
+    factor = max(1, 128 // picture.height)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

@@ -1,0 +1,56 @@
+"""The quickstart's shard sets: easy-vqa and generated puzzles, mixed, with held-out items of both.
+
+    python -m data.quickstart --out runs/quickstart/data
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from data import puzzles, shards
+from data.convert import easy_vqa
+from data.sample import DataError, Sample
+
+KINDS = tuple(puzzles.KINDS)
+TRAIN = {"easy_vqa": 16_000, "puzzles": 36_000}
+HELDOUT = {"easy_vqa": 900, "puzzles": 900}
+SHARDS = 64  # as many as there are lanes by default
+
+
+def mixed(split: str, counts: dict[str, int], seed: int = 0) -> list[Sample]:
+    """A seeded mix of both sources in random order."""
+    rng = random.Random(f"{seed}/{split}")
+    real = rng.sample(list(easy_vqa.read(split)), counts["easy_vqa"])
+    drawn = puzzles.stream(KINDS, split, counts["puzzles"], sizes=(64,), difficulties=(1,), seed=seed)
+    samples = [*real, *drawn]
+    rng.shuffle(samples)
+    return samples
+
+
+def build(out: Path) -> Iterator[tuple[str, int, int]]:
+    """Write the sets that are not there yet. Yields (split, samples, shards) of each."""
+    for split, counts in (("train", TRAIN), ("heldout", HELDOUT)):
+        folder = out / split
+        if not (folder / shards.INDEX).exists():
+            samples = mixed(split, counts)
+            shards.write(samples, folder, per_shard=-(-len(samples) // SHARDS))
+        index = shards.load_index(folder)
+        yield split, sum(s.samples for s in index), len(index)
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m data.quickstart", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the sets train/ and heldout/")
+    try:
+        for split, samples, count in build(parser.parse_args().out):
+            print(f"{split}: {samples} samples in {count} shards")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Shard sets: folders of tar files of samples with an `index.json`. Writing, reading, checking.
+
+    python -m data.shards lint FOLDER      read every sample; exit code 2 and one line at the first bad one
+    python -m data.shards sheet FOLDER --out PICTURE.png    a contact sheet of the first samples
+"""
+
+import argparse
+import hashlib
+import io
+import itertools
+import json
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import webdataset
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.sample import DataError, Sample, Text
+
+INDEX = "index.json"
+
+
+class Shard(BaseModel):
+    """One tar file of a set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shard: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def write(samples: Iterable[Sample], folder: Path, per_shard: int) -> list[Shard]:
+    """Write samples in order, `per_shard` to a tar, then the index. The folder must not hold a set yet."""
+    if (folder / INDEX).exists():
+        raise DataError(f"{folder}: holds a shard set already; delete it or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    iterator, shards = iter(samples), []
+    for number in itertools.count():
+        chunk = list(itertools.islice(iterator, per_shard))
+        if not chunk:
+            break
+        path = folder / f"{number:06d}.tar"
+        with webdataset.TarWriter(str(path), mtime=0) as tar:
+            for sample in chunk:
+                tar.write(_members(sample))
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        shards.append(Shard(shard=path.name, samples=len(chunk), bytes=len(content), sha256=digest))
+    # The index comes last and whole: a set without it was never finished.
+    part = folder / (INDEX + ".part")
+    part.write_text(json.dumps([s.model_dump() for s in shards], indent=1))
+    part.replace(folder / INDEX)
+    return shards
+
+
+def _members(sample: Sample) -> dict[str, str | bytes]:
+    images = {
+        f"{n}.{(Image.open(io.BytesIO(content)).format or 'png').lower()}": content
+        for n, content in enumerate(sample.images)
+    }
+    return {"__key__": sample.key, **images, "json": sample.text.model_dump_json().encode()}
+
+
+def load_index(folder: Path) -> list[Shard]:
+    """The shards of a set; DataError when the folder, its index or a shard is missing."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of shards; check data.train in the config or write the set first")
+    if not (folder / INDEX).is_file():
+        raise DataError(f"{folder}: no {INDEX}; the set was not finished, delete the folder and write it again")
+    try:
+        shards = [Shard.model_validate(entry) for entry in json.loads((folder / INDEX).read_text())]
+    except (ValueError, ValidationError) as error:
+        raise DataError(f"{folder / INDEX}: not an index of shards ({_brief(error)}); write the set again") from error
+    for shard in shards:
+        path = folder / shard.shard
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise DataError(f"{path}: missing or not {shard.bytes} bytes as {INDEX} says; fetch the shard again")
+    if not shards:
+        raise DataError(f"{folder / INDEX}: names no shard; write the set again")
+    return shards
+
+
+def read_shard(path: Path, skip: int = 0) -> Iterator[Sample]:
+    """Samples of one tar in order, without the first `skip`. DataError names shard and key."""
+    members: dict[str, bytes | None] = {}
+    key, number = "", -1
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                stem, _, ending = Path(member.name).name.partition(".")
+                if stem != key or number < 0:
+                    if number >= skip:
+                        yield _sample(path, key, members)
+                    key, number, members = stem, number + 1, {}
+                file = tar.extractfile(member) if number >= skip else None
+                members[ending] = file.read() if file else None
+            if number >= skip:
+                yield _sample(path, key, members)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path}: broken tar after {key or 'its start'} ({error}); fetch the shard again") from error
+
+
+def read_set(folder: Path) -> Iterator[Sample]:
+    """All samples of a set, shard by shard."""
+    for shard in load_index(folder):
+        yield from read_shard(folder / shard.shard)
+
+
+def _sample(path: Path, key: str, members: dict[str, bytes | None]) -> Sample:
+    place = f"{path.name}: {key}"
+    if "json" not in members:
+        raise DataError(f"{place}: no {key}.json in the shard; every sample needs one, write the shard again")
+    images = sorted((int(e.split(".")[0]), c or b"") for e, c in members.items() if e.split(".")[0].isdigit())
+    if [n for n, _ in images] != list(range(len(images))):
+        raise DataError(f"{place}: images numbered {[n for n, _ in images]}; number them 0, 1, 2, ...")
+    try:
+        text = Text.model_validate_json(members["json"] or b"")
+        return Sample(key=key, text=text, images=tuple(c for _, c in images), origin=str(path))
+    except ValidationError as error:
+        raise DataError(f"{place}: {_brief(error)}; mend {key}.json") from error
+
+
+def _brief(error: Exception) -> str:
+    """A validation error in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+
+
+def lint(folder: Path) -> int:
+    """Read and decode every sample of a set. Returns how many."""
+    count = 0
+    for sample in read_set(folder):
+        for number, content in enumerate(sample.images):
+            try:
+                Image.open(io.BytesIO(content)).load()
+            except (OSError, SyntaxError) as error:
+                raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
+        count += 1
+    return count
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m data.shards", description="check or show a shard set")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in (("lint", "read and decode every sample"), ("sheet", "draw the first samples")):
+        command = commands.add_parser(name, help=purpose)
+        command.add_argument("folder", type=Path)
+        if name == "sheet":
+            command.add_argument("--out", type=Path, required=True)
+            command.add_argument("--count", type=int, default=24)
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "lint":
+            print(f"{arguments.folder}: {lint(arguments.folder)} samples, all whole")
+        else:
+            from data.puzzles.sheet import draw_sheet
+
+            draw_sheet(list(itertools.islice(read_set(arguments.folder), arguments.count)), arguments.out)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

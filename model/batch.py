@@ -1,0 +1,155 @@
+"""Encoded samples to the rounds of one micro-step: token ids, layouts, and which row plays which part.
+
+Letters in shapes: N samples, k slots, d latent width, T rows of a round, M target tokens, I image tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from data.processor import Encoded
+from data.sample import Sample
+from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.latent import LatentConfig
+from model.layout import Layout, first_round, next_round
+from model.objective import Recipe
+
+FIRST, SECOND = 0, 1  # branch numbers
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Token ids that stand around the latents."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-step. Rows are numbers of rows in the round named."""
+
+    ids: Tensor  # [T1] token ids of round 1 (0 where a vector stands instead)
+    first: Layout
+    pixels: Tensor  # [patches, patch width], at least one image
+    grids: Tensor  # [images, 3]
+    image_rows: Tensor  # [I] rows of round 1; empty when the only image is the dummy
+    slot_rows: Tensor  # [N * k] round 1: the slots of the prior, or those of `pause`
+    posterior_rows: Tensor  # [N * k] round 1
+    noise: Tensor  # [N, k, d] standard normal
+    ids2: Tensor  # [T2]
+    second: Layout | None  # the decode round, where z comes from round 1
+    z_rows: Tensor  # [N * k] round 2
+    target_rows: Tensor  # [M] rows of the last round that predict a target
+    targets: Tensor  # [M] token ids
+    samples: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass the language model."""
+        return self.first.tokens + (self.second.tokens if self.second else 0)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor | Layout)})
+
+
+def cost(sample: Encoded, recipe: Recipe, slots: int) -> int:
+    """Tokens a sample adds to the rounds of a micro-step."""
+    prompt, answer = len(sample.prompt), len(sample.answer)
+    decode = answer - 1 + (0 if recipe.latents == "none" else slots + 2)
+    before = {"none": 0, "pause": 0, "prior": slots, "posterior": answer + 2 * slots}[recipe.latents]
+    return prompt + before + decode
+
+
+def noise_of(sample: Sample, seed: int, config: LatentConfig) -> Tensor:
+    """[k, d] noise that depends on seed, sample and epoch alone, whatever rank or batch it is in."""
+    digest = hashlib.blake2b(f"{seed}/{sample.key}/{sample.epoch}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.randn(config.slots, config.width, generator=generator)
+
+
+def collate(
+    samples: list[Encoded],
+    recipe: Recipe,
+    config: LatentConfig,
+    backbone: Qwen2_5VL,
+    markers: Markers,
+    seed: int = 0,
+    answers: bool = True,
+) -> Batch:
+    """Lay out N samples. Without `answers` (inference) round 1 has no posterior and no round 2 is made."""
+    k = config.slots
+    latents = recipe.latents
+    start, end, blank = torch.tensor([markers.start]), torch.tensor([markers.end]), torch.zeros(k, dtype=torch.long)
+    inputs = [s.answer[:-1] if answers else s.answer[:0] for s in samples]
+    decode = inputs if latents == "none" else [torch.cat([start, blank, end, y]) for y in inputs]
+    known: list[list[Tensor]]  # per sample the ids of each branch of round 1
+    if latents in ("none", "pause"):
+        known = [[ids] for ids in decode]
+    else:
+        known = [[blank] for _ in samples]
+        if latents == "posterior" and answers:
+            known = [[blank, torch.cat([s.answer, blank])] for s in samples]
+    first = first_round(
+        [backbone.positions(s.prompt, s.grids) for s in samples],
+        [[len(b) for b in branches] for branches in known],
+        keep=not answers and latents in ("none", "pause"),
+    )
+    second = None
+    if answers and latents in ("prior", "posterior"):
+        second = next_round(first, [[len(ids)] for ids in decode], [[0] for _ in samples])
+    ids = torch.cat([s.prompt for s in samples] + [b for branches in known for b in branches])
+    real = any(len(s.grids) for s in samples)
+    last, ahead = (second or first), 0 if latents == "none" else k + 1
+    targets, target_rows = [], []
+    if answers:
+        branch_rows = last.branch_rows(FIRST)
+        for n, s in enumerate(samples):
+            # Without markers the prompt's last token predicts the first target.
+            target_rows += [_last_prefix_row(first, n)] if latents == "none" else []
+            target_rows += branch_rows[n][ahead:]
+            targets.append(s.answer)
+    slot_rows = {
+        "none": [],
+        "pause": [rows[1 : 1 + k] for rows in first.branch_rows(FIRST)],
+    }.get(latents, first.branch_rows(FIRST))
+    prompt_tokens = sum(len(s.prompt) for s in samples)
+    return Batch(
+        ids=ids,
+        first=first,
+        pixels=torch.cat([s.pixels for s in samples]) if real else _dummy_pixels(backbone),
+        grids=torch.cat([s.grids for s in samples]) if real else _dummy_grid(backbone),
+        image_rows=(ids[:prompt_tokens] == backbone.config.image_token_id).nonzero()[:, 0],
+        slot_rows=_flat(slot_rows),
+        posterior_rows=_flat([rows[-k:] for rows in first.branch_rows(SECOND)]),
+        noise=torch.stack([noise_of(s.sample, seed, config) for s in samples]),
+        ids2=torch.cat(decode) if second else blank[:0],
+        second=second,
+        z_rows=_flat([rows[1 : 1 + k] for rows in second.branch_rows(FIRST)] if second else []),
+        target_rows=torch.tensor(target_rows, dtype=torch.long),
+        targets=torch.cat(targets) if targets else blank[:0],
+        samples=len(samples),
+    )
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([row for sample in rows for row in sample], dtype=torch.long)
+
+
+def _last_prefix_row(layout: Layout, sample: int) -> int:
+    segment = layout.segments[sample]
+    return segment.row + segment.length - 1
+
+
+def _dummy_grid(backbone: Qwen2_5VL) -> Tensor:
+    merge = backbone.config.vision_config.spatial_merge_size
+    return torch.tensor([[1, merge, merge]])
+
+
+def _dummy_pixels(backbone: Qwen2_5VL) -> Tensor:
+    """The smallest image: a rank without pictures runs the vision tower all the same (ZeRO-3 needs it)."""
+    return torch.zeros(int(_dummy_grid(backbone).prod()), backbone.patch_width)

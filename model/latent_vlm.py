@@ -1,0 +1,132 @@
+"""LatentVLM: a vision-language model that reasons in k continuous latent slots, trained by AMVL.
+
+Letters in shapes: N samples, k slots, d latent width, C hidden size, T rows of a round, M target tokens.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.attention import Round
+from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.batch import Batch
+from model.latent import Gaussian, GaussianHead, Injection, LatentConfig, Slots
+from model.objective import Recipe, kl_terms
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How one micro-step's sums become its share of the global loss."""
+
+    beta: float
+    gamma: float
+    per_token: float  # scale of a nat of next-token loss: copies / global target tokens
+    per_nat: float  # scale of a nat of KL, by the kl_reduction chosen
+
+
+PARTS = ("ntp", "forward", "reverse", "sigma_p", "sigma_q", "tokens", "samples")
+
+
+class LatentVLM(nn.Module):
+    """A backbone with slots, prior and posterior heads, and injection, as far as the recipe uses them."""
+
+    def __init__(self, backbone: Qwen2_5VL, config: LatentConfig, recipe: Recipe) -> None:
+        super().__init__()
+        self.backbone, self.config, self.recipe = backbone, config, recipe
+        hidden = backbone.hidden_size
+        if recipe.latents != "none":
+            self.slots = Slots(config.slots, hidden)  # e^P, or the pause tokens
+        if recipe.latents in ("prior", "posterior"):
+            self.prior = GaussianHead(hidden, config)
+            self.injection = Injection(hidden, config)
+        if recipe.latents == "posterior":
+            self.posterior_slots = Slots(config.slots, hidden)  # e^Q
+            self.posterior = GaussianHead(hidden, config)
+        # Root mean square of the backbone's mean embedding, which every latent input gets.
+        self.register_buffer("scale", torch.ones(()))
+
+    def latent_modules(self) -> dict[str, nn.Module]:
+        """The parts that are not the backbone, by name."""
+        return {name: module for name, module in self.named_children() if name != "backbone"}
+
+    def reset_latent(self) -> None:
+        """First values of the latent parts, and their input scale from the backbone's embedding."""
+        for module in self.latent_modules().values():
+            module.reset()
+        table = self.backbone.embedding.weight.detach().float()
+        self.scale.copy_(table.norm(dim=1).mean() / table.shape[1] ** 0.5)
+
+    def prompt_round(self, batch: Batch) -> tuple[Tensor, Round]:
+        """Round 1: prefixes and the branches known at once. Returns hidden states [T1, C] and the round."""
+        embeddings = self.backbone.embedding(batch.ids)
+        features = self.backbone.images(batch.pixels, batch.grids).to(embeddings.dtype)
+        if len(batch.image_rows):
+            embeddings = embeddings.index_copy(0, batch.image_rows, features)
+        else:
+            embeddings = embeddings + 0.0 * features.sum()  # the dummy image stays in the graph
+        if self.recipe.latents != "none":
+            slots = self.slots(self.scale).to(embeddings.dtype)
+            embeddings = embeddings.index_copy(0, batch.slot_rows, slots.repeat(batch.samples, 1))
+        if len(batch.posterior_rows):
+            slots = self.posterior_slots(self.scale).to(embeddings.dtype)
+            embeddings = embeddings.index_copy(0, batch.posterior_rows, slots.repeat(batch.samples, 1))
+        round_ = Round(batch.first)
+        return self.backbone.states(embeddings, round_), round_
+
+    def prior_of(self, batch: Batch, states: Tensor) -> Gaussian:
+        """p(z | x), each [N, k, d], from the states of round 1."""
+        return self.prior(states[batch.slot_rows].unflatten(0, (batch.samples, -1)))
+
+    def posterior_of(self, batch: Batch, states: Tensor) -> Gaussian:
+        """q(z | x, y), each [N, k, d], from the states of round 1."""
+        return self.posterior(states[batch.posterior_rows].unflatten(0, (batch.samples, -1)))
+
+    def decode_inputs(self, ids: Tensor, z_rows: Tensor, z: Tensor) -> Tensor:
+        """Input vectors [T2, C] of a decode round: tokens, with z [N, k, d] at its rows."""
+        embeddings = self.backbone.embedding(ids)
+        return embeddings.index_copy(0, z_rows, self.injection(z, self.scale).flatten(0, 1).to(embeddings.dtype))
+
+    def forward(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+        """The micro-step's share of the loss, and its sums in the order of PARTS (nats, counts).
+
+        The gradient is that of three separate passes per sample (prior, posterior, decode).
+        """
+        states, first = self.prompt_round(batch)
+        zero = states.new_zeros((), dtype=torch.float32)
+        forward, reverse, sigma_p, sigma_q = zero, zero, zero, zero
+        if self.recipe.latents in ("prior", "posterior"):
+            prior = self.prior_of(batch, states)
+            z = prior.mean
+            sigma_p = prior.log_sigma.detach().exp().mean((1, 2)).sum()
+            if self.recipe.latents == "posterior":
+                posterior = self.posterior_of(batch, states)
+                z = posterior.sample(batch.noise)
+                sigma_q = posterior.log_sigma.detach().exp().mean((1, 2)).sum()
+                forward, reverse = kl_terms(self.recipe, prior, posterior)
+            inputs = self.decode_inputs(batch.ids2, batch.z_rows, z)
+            states = self.backbone.states(inputs, Round(batch.second, first))
+        logits = self.backbone.logits(states[batch.target_rows]).float()
+        ntp = F.cross_entropy(logits, batch.targets, reduction="sum")
+        kls = weights.beta * forward + weights.gamma * reverse
+        loss = weights.per_token * ntp + weights.per_nat * kls
+        counts = ntp.new_tensor([len(batch.targets), batch.samples])
+        parts = torch.stack([ntp, forward, reverse, sigma_p, sigma_q]).detach()
+        return loss, torch.cat([parts, counts])
+
+    @classmethod
+    def from_export(cls, folder: Path) -> "LatentVLM":
+        """An exported checkpoint (Hugging Face folder, latent.json, latent.safetensors)."""
+        facts = json.loads((folder / "latent.json").read_text())
+        recipe = Recipe(**facts["recipe"])
+        model = cls(Qwen2_5VL.from_folder(str(folder)), LatentConfig(**facts["latent"]), recipe)
+        state = load_file(folder / "latent.safetensors")
+        missing = model.load_state_dict(state, strict=False)
+        wrong = [n for n in missing.missing_keys if not n.startswith("backbone.")] + missing.unexpected_keys
+        if wrong:
+            raise ValueError(f"{folder}/latent.safetensors: weights missing or left over: {wrong}; export again")
+        return model

@@ -1,0 +1,79 @@
+"""The training objectives: AMVL, its ablations and its baselines, as one setting.
+
+    L = NTP(y | x, z ~ q) + beta * KL(sg q || p) + gamma * KL(sg p || q)        (arXiv 2607.00461)
+
+sg stops the gradient: the forward KL trains the prior p alone, the reverse KL the posterior q alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from model.latent import Gaussian, kl
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an objective is made of."""
+
+    latents: Literal["none", "pause", "prior", "posterior"]  # where z comes from in training
+    forward: Literal["off", "stopped", "full"] = "off"  # beta's KL(q || p), with or without stop-gradient
+    reverse: Literal["off", "stopped", "full"] = "off"  # gamma's KL(p || q)
+
+
+RECIPES = {
+    "sft": Recipe("none"),
+    "pause": Recipe("pause"),
+    "deterministic": Recipe("prior"),
+    "ntp": Recipe("posterior"),
+    "forward": Recipe("posterior", forward="stopped"),
+    "reverse": Recipe("posterior", reverse="stopped"),
+    "elbo": Recipe("posterior", forward="full"),
+    "symmetric": Recipe("posterior", forward="full", reverse="full"),
+    "amvl": Recipe("posterior", forward="stopped", reverse="stopped"),
+}
+
+
+class ObjectiveConfig(BaseModel):
+    """Which objective, and the weights of its terms over the share of steps done."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["sft", "pause", "deterministic", "ntp", "forward", "reverse", "elbo", "symmetric", "amvl"] = "amvl"
+    kl_reduction: Literal["token", "mean"] = Field(
+        "token", description="token: nats over the number of target tokens (beta=1 is an ELBO); mean: over k, d, samples"
+    )
+    beta: float = Field(1.0, ge=0, description="height of the forward KL's weight")
+    gamma: float = Field(1.0, ge=0, description="height of the reverse KL's weight")
+    early: tuple[float, float] = Field((0.0, 0.1), description="share of steps where the first weight rises, from, to")
+    late: tuple[float, float] = Field((0.3, 0.4), description="share of steps where the second weight rises, from, to")
+    order: Literal["forward_first", "reverse_first"] = Field("forward_first", description="whose weight rises first")
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.name]
+
+    def weights(self, share: float) -> tuple[float, float]:
+        """(beta, gamma) when `share` of the steps is done; 0 for a term the objective does not have."""
+        first, second = _ramp(share, self.early), _ramp(share, self.late)
+        if self.order == "reverse_first":
+            first, second = second, first
+        beta = self.beta * first if self.recipe.forward != "off" else 0.0
+        gamma = self.gamma * second if self.recipe.reverse != "off" else 0.0
+        return beta, gamma
+
+
+def _ramp(share: float, rise: tuple[float, float]) -> float:
+    start, end = rise
+    if share >= end:
+        return 1.0
+    return max(0.0, (share - start) / (end - start))
+
+
+def kl_terms(recipe: Recipe, prior: Gaussian, posterior: Gaussian) -> tuple[Tensor, Tensor]:
+    """(forward KL(q || p), reverse KL(p || q)), nats summed over everything, gradients as the recipe says."""
+    q = posterior.detach() if recipe.forward != "full" else posterior
+    p = prior.detach() if recipe.reverse != "full" else prior
+    return kl(q, prior).sum(), kl(p, posterior).sum()

@@ -1,0 +1,47 @@
+"""Package metadata and dependencies of amvl."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="amvl",
+    version="0.1.0",
+    description="DeepSpeed training of multimodal LLMs that reason in continuous latent slots (AMVL)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["trainer*", "model*", "data*", "eval*"]),
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17,<6",
+        "accelerate>=1.1",  # transformers' loading under ZeRO-3 asks for it
+        "deepspeed>=0.19",
+        "webdataset>=1.0",
+        "safetensors",
+        "tokenizers",
+        "numpy",
+        "scipy",
+        "pillow>=11",
+        "pydantic>=2.10,<3",
+        "pyyaml",
+        "jinja2",
+        "mlflow>=3.0",
+        "tqdm",
+        "ninja",  # DeepSpeed builds a small operator for CPU ranks
+        "easy-vqa==1.0",  # the quickstart's real images
+    ],
+    extras_require={
+        "gpu": ["flash-attn", "liger-kernel"],
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "pre-commit",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "types-PyYAML",
+        ],
+    },
+)

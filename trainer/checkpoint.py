@@ -1,0 +1,99 @@
+"""Checkpoints of a run: complete or absent, found without a pointer file.
+
+    runs/NAME/checkpoints/step_N/   DeepSpeed's shards, stream_R.json per rank, and complete.json, last
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed.comm as dist
+from deepspeed import DeepSpeedEngine
+
+from data.pack import Packs
+from trainer.config import Config, ConfigError
+
+MARK = "complete.json"
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0  # spent in steps
+
+
+def newest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder."""
+    complete = [p.parent for p in run.glob(f"checkpoints/step_*/{MARK}")]
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What the completion mark holds."""
+    facts: dict[str, Any] = json.loads((checkpoint / MARK).read_text())
+    return facts
+
+
+def save(run: Path, step: int, engine: DeepSpeedEngine, packs: Packs, facts: dict[str, Any]) -> Path:
+    """Write a checkpoint; every rank must call it. The mark is written when all ranks have theirs on disk."""
+    folder = run / "checkpoints" / f"step_{step}"
+    if dist.get_rank() == 0 and folder.exists():
+        shutil.rmtree(folder)  # one that was never finished
+    dist.barrier()
+    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    (folder / f"stream_{dist.get_rank()}.json").write_text(json.dumps(packs.state()))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        part = folder / (MARK + ".part")
+        with part.open("w") as file:
+            json.dump(facts | {"step": step, "ranks": dist.get_world_size()}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(folder / MARK)
+    dist.barrier()
+    return folder
+
+
+def restore(checkpoint: Path, engine: DeepSpeedEngine, packs: Packs) -> None:
+    """Put engine and stream back to where the checkpoint was written, by as many ranks."""
+    ranks = facts_of(checkpoint)["ranks"]
+    if ranks != dist.get_world_size():
+        raise ConfigError(
+            f"{checkpoint}: written by {ranks} ranks, not {dist.get_world_size()}; start with {ranks} ranks"
+        )
+    engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    packs.restore(json.loads((checkpoint / f"stream_{dist.get_rank()}.json").read_text()))
+
+
+def claim(config: Config) -> None:
+    """Make the run folder this config's, or refuse one that another config wrote; every rank must call it."""
+    if dist.get_rank() == 0:
+        _claim(config)
+    dist.barrier()
+
+
+def _claim(config: Config) -> None:
+    path = config.run.path / "config.yaml"
+    if path.is_file():
+        mine, theirs = config.to_yaml().splitlines(), path.read_text().splitlines()
+        for a, b in zip(mine, theirs, strict=False):
+            if a != b:
+                raise ConfigError(
+                    f"{path}: written by another config ({b.strip()!r} there, {a.strip()!r} here); "
+                    f"name another run.name or delete {config.run.path}"
+                )
+        return
+    if newest(config.run.path):
+        raise ConfigError(f"{config.run.path}: holds checkpoints but no config.yaml; name another run.name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config.to_yaml())

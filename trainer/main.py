@@ -1,0 +1,103 @@
+"""Train a latent vision-language model:  deepspeed trainer/main.py CONFIG.yaml [dotted.key=value ...]"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="trainer/main.py",
+        description="Train a vision-language model that reasons in latent slots (AMVL), under DeepSpeed ZeRO-3.",
+        epilog="Start it with `deepspeed trainer/main.py ...`; the checks (--dry-run, --print-config) run under plain python.",
+    )
+    parser.add_argument("config", type=Path, help="YAML file, e.g. configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="e.g. objective.name=elbo train.steps=500")
+    parser.add_argument("--dry-run", action="store_true", help="build the model without weights, read one batch, print sizes")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    # Imported only now, so that --help answers at once.
+    from data.sample import DataError
+    from model.build import ModelError
+    from trainer import config as configuration
+
+    try:
+        config = configuration.load(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(config.to_yaml(), end="")
+        elif arguments.dry_run:
+            import torch
+
+            from trainer.plan import dry_run
+
+            bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and torch.cuda.is_available())
+            print("\n".join(dry_run(config, bf16)))
+        else:
+            run(config)
+    except (configuration.ConfigError, ModelError) as error:
+        # Every rank finds the same fault; rank 0 says it, and the others leave it the time to.
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(config) -> None:  # noqa: ANN001 (its type would import torch)
+    """Train from the newest checkpoint of the run folder, or from the start, and export the end."""
+    import deepspeed
+    import deepspeed.comm as dist
+
+    from data.pack import Packs
+    from data.stream import Stream
+    from model.attention import describe
+    from model.batch import cost
+    from model.build import load_processor, markers_of
+    from trainer import checkpoint, finish, loop
+    from trainer.engine import build
+    from trainer.report import Reporter
+    from trainer.tracking import Tracker
+
+    deepspeed.init_distributed()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    checkpoint.claim(config)
+    last = checkpoint.newest(config.run.path)
+    facts = checkpoint.facts_of(last) if last else {}
+    if last and checkpoint.step_of(last) == config.train.steps and finish.is_exported(config):
+        if rank == 0:
+            print(f"{config.run.path}: all {config.train.steps} steps are done; delete the folder to train again")
+        return
+    processor = load_processor(config.model)
+    recipe, slots = config.objective.recipe, config.latent.slots
+    stream = Stream(config.data, rank, ranks, config.run.seed)
+    packs = Packs(stream, processor.encode, lambda sample: cost(sample, recipe, slots), config.train.tokens)
+    engine = build(config)
+    progress = checkpoint.Progress(**facts.get("progress", {}))
+    if last:
+        checkpoint.restore(last, engine, packs)
+    tracker = None
+    if rank == 0:
+        print(describe())
+        print(f"{config.run.path}: {ranks} ranks, step {progress.step} of {config.train.steps}")
+        tracker = Tracker(config.tracking, config.run.folder, config.run.name, facts.get("mlflow_run_id"))
+        tracker.parameters(config.model_dump(mode="json") | {"ranks": ranks}, [config.run.path / "config.yaml"])
+    reporter = Reporter(config, tracker, ranks, progress.step)
+    loop.train(config, engine, packs, markers_of(processor), progress, reporter)
+    reporter.close()
+    if tracker:
+        finish.finish(config, progress, tracker, ranks)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
