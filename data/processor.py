@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
@@ -53,9 +53,7 @@ class Processor:
                 f"{sample.place}: {len(pieces) - 1} image places for {len(sample.images)} images; "
                 f"take {IMAGE_PAD} out of the question"
             )
-        expanded = "".join(
-            piece + IMAGE_PAD * int(n) for piece, n in zip(pieces, [*merged.tolist(), 0], strict=True)
-        )
+        expanded = "".join(piece + IMAGE_PAD * int(n) for piece, n in zip(pieces, [*merged.tolist(), 0], strict=True))
         answer = self.tokenizer(sample.text.answer, add_special_tokens=False)["input_ids"]
         return Encoded(
             sample=sample,
@@ -92,7 +90,10 @@ class Processor:
         for number, content in enumerate(sample.images):
             try:
                 pictures.append(Image.open(io.BytesIO(content)).convert("RGB"))
-            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
-        done = self.image_processor(images=pictures, return_tensors="pt")
+        try:
+            done = self.image_processor(images=pictures, return_tensors="pt")
+        except ValueError as error:  # a picture too long for its width
+            raise DataError(f"{sample.place}: {error}; crop the picture or leave the sample out") from error
         return done["pixel_values"], done["image_grid_thw"]

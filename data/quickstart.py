@@ -1,6 +1,6 @@
 """The quickstart's shard sets: easy-vqa and generated puzzles, mixed, with held-out items of both.
 
-    python -m data.quickstart --out runs/quickstart/data
+python -m data.quickstart --out runs/quickstart/data
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data import puzzles, shards
 from data.convert import easy_vqa
+from data.convert.easy_vqa import Split
 from data.sample import DataError, Sample
 
 KINDS = tuple(puzzles.KINDS)
@@ -19,7 +20,7 @@ HELDOUT = {"easy_vqa": 900, "puzzles": 900}
 SHARDS = 64  # as many as there are lanes by default
 
 
-def mixed(split: str, counts: dict[str, int], seed: int = 0) -> list[Sample]:
+def mixed(split: Split, counts: dict[str, int], seed: int = 0) -> list[Sample]:
     """A seeded mix of both sources in random order."""
     rng = random.Random(f"{seed}/{split}")
     real = rng.sample(list(easy_vqa.read(split)), counts["easy_vqa"])
@@ -31,7 +32,8 @@ def mixed(split: str, counts: dict[str, int], seed: int = 0) -> list[Sample]:
 
 def build(out: Path) -> Iterator[tuple[str, int, int]]:
     """Write the sets that are not there yet. Yields (split, samples, shards) of each."""
-    for split, counts in (("train", TRAIN), ("heldout", HELDOUT)):
+    sets: tuple[tuple[Split, dict[str, int]], ...] = (("train", TRAIN), ("heldout", HELDOUT))
+    for split, counts in sets:
         folder = out / split
         if not (folder / shards.INDEX).exists():
             samples = mixed(split, counts)

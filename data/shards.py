@@ -1,7 +1,7 @@
 """Shard sets: folders of tar files of samples with an `index.json`. Writing, reading, checking.
 
-    python -m data.shards lint FOLDER      read every sample; exit code 2 and one line at the first bad one
-    python -m data.shards sheet FOLDER --out PICTURE.png    a contact sheet of the first samples
+python -m data.shards lint FOLDER      read every sample; exit code 2 and one line at the first bad one
+python -m data.shards sheet FOLDER --out PICTURE.png    a contact sheet of the first samples
 """
 
 import argparse
@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.sample import DataError, Sample, Text
+from data.sheet import write_sheet
 
 INDEX = "index.json"
 
@@ -47,6 +48,8 @@ def write(samples: Iterable[Sample], folder: Path, per_shard: int) -> list[Shard
         path = folder / f"{number:06d}.tar"
         with webdataset.TarWriter(str(path), mtime=0) as tar:
             for sample in chunk:
+                if "." in sample.key or "/" in sample.key:
+                    raise DataError(f"{path.name}: {sample.key}: a key is part of a file name; take out its . and /")
                 tar.write(_members(sample))
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
@@ -85,8 +88,11 @@ def load_index(folder: Path) -> list[Shard]:
     return shards
 
 
-def read_shard(path: Path, skip: int = 0) -> Iterator[Sample]:
-    """Samples of one tar in order, without the first `skip`. DataError names shard and key."""
+def read_shard(path: Path, skip: int = 0, samples: int | None = None) -> Iterator[Sample]:
+    """Samples of one tar in order, without the first `skip`. DataError names shard and key.
+
+    With `samples`, what the index counts, a tar that ends early is an error (tarfile stops at a damaged header).
+    """
     members: dict[str, bytes | None] = {}
     key, number = "", -1
     try:
@@ -105,12 +111,15 @@ def read_shard(path: Path, skip: int = 0) -> Iterator[Sample]:
                 yield _sample(path, key, members)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path}: broken tar after {key or 'its start'} ({error}); fetch the shard again") from error
+    if samples is not None and number + 1 != samples:
+        last = f"ends after {key}" if key else "is empty"
+        raise DataError(f"{path}: {last} with {number + 1} samples, not {samples}; fetch the shard again")
 
 
 def read_set(folder: Path) -> Iterator[Sample]:
     """All samples of a set, shard by shard."""
     for shard in load_index(folder):
-        yield from read_shard(folder / shard.shard)
+        yield from read_shard(folder / shard.shard, samples=shard.samples)
 
 
 def _sample(path: Path, key: str, members: dict[str, bytes | None]) -> Sample:
@@ -143,7 +152,7 @@ def lint(folder: Path) -> int:
         for number, content in enumerate(sample.images):
             try:
                 Image.open(io.BytesIO(content)).load()
-            except (OSError, SyntaxError) as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
         count += 1
     return count
@@ -164,9 +173,8 @@ def main() -> None:
         if arguments.command == "lint":
             print(f"{arguments.folder}: {lint(arguments.folder)} samples, all whole")
         else:
-            from data.puzzles.sheet import draw_sheet
-
-            draw_sheet(list(itertools.islice(read_set(arguments.folder), arguments.count)), arguments.out)
+            samples = itertools.islice(read_set(arguments.folder), arguments.count)
+            write_sheet(arguments.out, [list(samples)])
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

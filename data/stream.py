@@ -74,7 +74,7 @@ class Lane:
     def _read(self, order: list[Shard], skip: int) -> Iterator[Sample]:
         for shard in order:
             if skip < shard.samples:
-                yield from read_shard(self.folder / shard.shard, skip)
+                yield from read_shard(self.folder / shard.shard, skip, shard.samples)
             skip = max(0, skip - shard.samples)
 
     def _random(self, purpose: str) -> random.Random:
@@ -88,7 +88,9 @@ class Stream:
         folder, shards = config.train, load_index(config.train)
         lanes = min(config.lanes, len(shards))
         if lanes < ranks:
-            raise DataError(f"{folder}: {lanes} lanes for {ranks} ranks; write at least {ranks} shards or raise data.lanes")
+            raise DataError(
+                f"{folder}: {lanes} lanes for {ranks} ranks; write at least {ranks} shards or raise data.lanes"
+            )
         self.lanes = [Lane(folder, shards[i::lanes], i, seed, config.block) for i in range(rank, lanes, ranks)]
         self.turn = 0
 
@@ -107,7 +109,9 @@ class Stream:
     def restore(self, state: dict) -> None:
         """Go on from a state of the same number of ranks."""
         if set(state["lanes"]) != {str(lane.number) for lane in self.lanes}:
-            raise DataError("the checkpoint's lanes are not this rank's; resume with the ranks and shards it was written with")
+            raise DataError(
+                "the checkpoint's lanes are not this rank's; resume with the ranks and shards it was written with"
+            )
         self.turn = state["turn"]
         for lane in self.lanes:
             lane.restore(LaneState.model_validate(state["lanes"][str(lane.number)]))

@@ -8,6 +8,7 @@ in layout.py.
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +48,9 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """One layer's attention in one round. Returns [1, T, H, D]."""
-    layout = round_.layout
+    layout, layer = round_.layout, cast(int, module.layer_idx)
     q, k, v = (_Pad.apply(x.transpose(1, 2)[0].flatten(1), layout.places, layout.rows) for x in (query, key, value))
-    past = round_.earlier.memory[module.layer_idx] if round_.earlier else [None] * len(layout.groups)
+    past = round_.earlier.memory[layer] if round_.earlier else [None] * len(layout.groups)
     attended, remembered = zip(
         *(
             _sdpa(group, q, k, v, seen, query.shape[-1], scaling, layout.keep)
@@ -57,7 +58,7 @@ def packed_attention(
         ),
         strict=True,
     )
-    round_.memory.setdefault(module.layer_idx, list(remembered))
+    round_.memory.setdefault(layer, list(remembered))
     rows = _Unpad.apply(torch.cat(attended), layout.places, layout.rows, layout.valid)
     return rows.unflatten(-1, query.shape[1::2])[None], None
 
@@ -86,7 +87,8 @@ def _sdpa(group: Group, q, k, v, past, head: int, scaling: float, keep: bool):
         )
         if keep:
             kept = keys, values
-    return torch.cat([x.transpose(1, 2).reshape(n * x.shape[2], -1) for x in out]), kept
+    flat = [x.transpose(1, 2).reshape(n * x.shape[2], -1) for x in out]
+    return torch.cat(flat) if flat else q[:0], kept
 
 
 class _Pad(torch.autograd.Function):

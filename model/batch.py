@@ -6,6 +6,7 @@ Letters in shapes: N samples, k slots, d latent width, T rows of a round, M targ
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor | Layout)})
+        moved: dict[str, Any] = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor | Layout)}
+        return replace(self, **moved)
 
 
 def cost(sample: Encoded, recipe: Recipe, slots: int) -> int:

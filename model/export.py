@@ -1,6 +1,6 @@
 """A ZeRO-3 checkpoint to a Hugging Face folder plus latent.safetensors and latent.json.
 
-    python -m model.export RUN [--step N]
+python -m model.export RUN [--step N]
 """
 
 import argparse
@@ -76,7 +76,10 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder, e.g. runs/quickstart")
     parser.add_argument("--step", type=int, help="default: the newest complete checkpoint")
     arguments = parser.parse_args()
-    steps = {int(p.parent.name.removeprefix("step_")): p.parent for p in arguments.run.glob("checkpoints/step_*/complete.json")}
+    steps = {
+        int(p.parent.name.removeprefix("step_")): p.parent
+        for p in arguments.run.glob("checkpoints/step_*/complete.json")
+    }
     step = arguments.step if arguments.step is not None else max(steps, default=-1)
     try:
         if step not in steps:

@@ -41,7 +41,9 @@ def answer(
         open_ = [sample for sample, token in zip(open_, tokens, strict=True) if token != end]
         if not open_ or step == max_new_tokens - 1:
             break
-        new = [[int(n in set(open_))] for n in range(len(samples))]
+        new = [[0] for _ in samples]
+        for sample in open_:
+            new[sample] = [1]
         layout = next_round(round_.layout, new, [[behind + step]] * len(samples), keep=True).to(device)
         round_ = Round(layout, round_)
         ids = torch.tensor([replies[sample][-1] for sample in open_], device=device)

@@ -35,6 +35,8 @@ PARTS = ("ntp", "forward", "reverse", "sigma_p", "sigma_q", "tokens", "samples")
 class LatentVLM(nn.Module):
     """A backbone with slots, prior and posterior heads, and injection, as far as the recipe uses them."""
 
+    scale: Tensor
+
     def __init__(self, backbone: Qwen2_5VL, config: LatentConfig, recipe: Recipe) -> None:
         super().__init__()
         self.backbone, self.config, self.recipe = backbone, config, recipe
@@ -57,7 +59,7 @@ class LatentVLM(nn.Module):
     def reset_latent(self) -> None:
         """First values of the latent parts, and their input scale from the backbone's embedding."""
         for module in self.latent_modules().values():
-            module.reset()
+            module.reset()  # type: ignore[operator]
         table = self.backbone.embedding.weight.detach().float()
         self.scale.copy_(table.norm(dim=1).mean() / table.shape[1] ** 0.5)
 
@@ -109,6 +111,7 @@ class LatentVLM(nn.Module):
                 sigma_q = posterior.log_sigma.detach().exp().mean((1, 2)).sum()
                 forward, reverse = kl_terms(self.recipe, prior, posterior)
             inputs = self.decode_inputs(batch.ids2, batch.z_rows, z)
+            assert batch.second is not None
             states = self.backbone.states(inputs, Round(batch.second, first))
         logits = self.backbone.logits(states[batch.target_rows]).float()
         ntp = F.cross_entropy(logits, batch.targets, reduction="sum")

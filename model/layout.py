@@ -127,6 +127,8 @@ def _build(groups, lengths, branches, starts, following, keep, prefix_positions)
                 positions.append(torch.arange(first, first + size).expand(3, -1))
                 row += size
         segments.extend(of_sample[sample])
+    if not row:
+        raise ValueError("a round without any token: give at least one branch a length above 0")
     prefix_row = np.concatenate([[0], np.cumsum(lengths)])
     places: list[np.ndarray] = []
     built, start = [], 0
@@ -145,9 +147,7 @@ def _build(groups, lengths, branches, starts, following, keep, prefix_positions)
                 at += s.length
         earlier = np.where(prefix_places >= 0, PREFIX, NOTHING) if remembered is None else remembered
         keys = np.concatenate([earlier, query_branches], axis=1)
-        built.append(
-            Group(members, start, width, queries, _mask(keys, query_branches), keys if keep else earlier)
-        )
+        built.append(Group(members, start, width, queries, _mask(keys, query_branches), keys if keep else earlier))
         places.extend((prefix_places.ravel(), query_places.ravel()))
         start += len(members) * (width + queries)
     flat = np.concatenate(places)

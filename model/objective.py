@@ -43,7 +43,8 @@ class ObjectiveConfig(BaseModel):
 
     name: Literal["sft", "pause", "deterministic", "ntp", "forward", "reverse", "elbo", "symmetric", "amvl"] = "amvl"
     kl_reduction: Literal["token", "mean"] = Field(
-        "token", description="token: nats over the number of target tokens (beta=1 is an ELBO); mean: over k, d, samples"
+        "token",
+        description="token: nats over the number of target tokens (beta=1 is an ELBO); mean: over k, d, samples",
     )
     beta: float = Field(1.0, ge=0, description="height of the forward KL's weight")
     gamma: float = Field(1.0, ge=0, description="height of the reverse KL's weight")

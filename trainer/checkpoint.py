@@ -1,6 +1,6 @@
 """Checkpoints of a run: complete or absent, found without a pointer file.
 
-    runs/NAME/checkpoints/step_N/   DeepSpeed's shards, stream_R.json per rank, and complete.json, last
+runs/NAME/checkpoints/step_N/   DeepSpeed's shards, stream_R.json per rank, and complete.json, last
 """
 
 import json

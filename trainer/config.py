@@ -130,6 +130,9 @@ def valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """All dotted keys of a configuration."""
     keys = []
     for name, field in model.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        keys += valid_keys(field.annotation, f"{prefix}{name}.") if nested else [prefix + name]
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += valid_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
     return keys

@@ -6,7 +6,7 @@ from pathlib import Path
 from model.export import export
 from trainer.checkpoint import Progress
 from trainer.config import Config
-from trainer.tracking import Tracker
+from trainer.tracking import Tracker, store_uri
 
 
 def export_folder(config: Config) -> Path:
@@ -31,6 +31,7 @@ def finish(config: Config, progress: Progress, tracker: Tracker, ranks: int) -> 
         "checkpoint": str(checkpoint),
         "export": str(exported),
         "mlflow_run_id": tracker.run_id,
+        "mlflow_uri": store_uri(config.tracking, config.run.folder),
     }
     (config.run.path / "summary.json").write_text(json.dumps(summary, indent=1))
     tracker.finish()

@@ -5,17 +5,25 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.config import Config
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="trainer/main.py",
         description="Train a vision-language model that reasons in latent slots (AMVL), under DeepSpeed ZeRO-3.",
-        epilog="Start it with `deepspeed trainer/main.py ...`; the checks (--dry-run, --print-config) run under plain python.",
+        epilog="Start it with `deepspeed trainer/main.py ...`; --dry-run and --print-config run under plain python.",
     )
     parser.add_argument("config", type=Path, help="YAML file, e.g. configs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="e.g. objective.name=elbo train.steps=500")
-    parser.add_argument("--dry-run", action="store_true", help="build the model without weights, read one batch, print sizes")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="dotted.key=value", help="e.g. objective.name=elbo train.steps=500"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build the model without weights, read one batch, print sizes"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
     return parser.parse_args()
@@ -53,7 +61,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def run(config) -> None:  # noqa: ANN001 (its type would import torch)
+def run(config: "Config") -> None:
     """Train from the newest checkpoint of the run folder, or from the start, and export the end."""
     import deepspeed
     import deepspeed.comm as dist

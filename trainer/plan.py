@@ -30,7 +30,11 @@ def activation_bytes(config: Config, text: PreTrainedConfig, targets: int, bf16:
     """Bytes that the backward pass needs of the largest packed row: the inputs of every layer's matrices
     (with checkpointing of every layer alone), and fp32 logits with their gradient at the targets."""
     layer = 12 * text.hidden_size + 4 * text.intermediate_size
-    kept = text.hidden_size * text.num_hidden_layers + layer if config.model.checkpointing else layer * text.num_hidden_layers
+    kept = (
+        text.hidden_size * text.num_hidden_layers + layer
+        if config.model.checkpointing
+        else layer * text.num_hidden_layers
+    )
     return config.train.tokens * kept * (2 if bf16 else 4) + targets * text.vocab_size * 4 * 2
 
 
@@ -40,9 +44,7 @@ def dry_run(config: Config, bf16: bool) -> list[str]:
     recipe = config.objective.recipe
     model = shape_only(config.model, config.latent, recipe)
     stream = Stream(config.data, 0, 1, config.run.seed)
-    pack = next(
-        Packs(stream, processor.encode, lambda s: cost(s, recipe, config.latent.slots), config.train.tokens)
-    )
+    pack = next(Packs(stream, processor.encode, lambda s: cost(s, recipe, config.latent.slots), config.train.tokens))
     total, trained = parameters(model)
     latent = sum(parameters(m)[0] for m in model.latent_modules().values())
     tokens = sum(cost(s, recipe, config.latent.slots) for s in pack)
@@ -64,5 +66,3 @@ def dry_run(config: Config, bf16: bool) -> list[str]:
 
 def _mib(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB" if count < 10 * 2**30 else f"{count / 2**30:,.0f} GiB"
-
-

@@ -11,6 +11,7 @@ from trainer.checkpoint import Progress
 from trainer.config import Config
 from trainer.tracking import Tracker
 
+
 class Reporter:
     """Collects the sums of the steps between two log lines. On other ranks than 0 it only keeps count."""
 
@@ -45,7 +46,9 @@ class Reporter:
         if self.tracker and (progress.step % self.config.train.log_every == 0 or progress.step == 1):
             metrics = self.metrics(progress, weights, engine)
             self.tracker.metrics(metrics, progress.step)
-            self.bar.set_postfix_str(f"loss {metrics['loss/total']:.3f}, {metrics['speed/tokens_per_second']:,.0f} tokens/s")
+            self.bar.set_postfix_str(
+                f"loss {metrics['loss/total']:.3f}, {metrics['speed/tokens_per_second']:,.0f} tokens/s"
+            )
             self._clear()
 
     def metrics(self, progress: Progress, weights: Weights, engine: DeepSpeedEngine) -> dict[str, float]:

@@ -8,10 +8,11 @@ import easy_vqa
 
 from data.sample import Sample, Text
 
+Split = Literal["train", "heldout"]
 ANSWERS = tuple(easy_vqa.get_answers())
 
 
-def read(split: Literal["train", "heldout"]) -> Iterator[Sample]:
+def read(split: Split) -> Iterator[Sample]:
     """All questions of a split in the package's order; `heldout` is its test split."""
     train = split == "train"
     questions, answers, image_ids = easy_vqa.get_train_questions() if train else easy_vqa.get_test_questions()

@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-from data.puzzles.registry import KINDS, SIZES
-from data.puzzles.sheet import write_sheet
+from data.puzzles.registry import DIFFICULTIES, KINDS, SIZES, generate
+from data.sheet import write_sheet
+
+EACH = 2  # samples of a kind and difficulty
 
 
 def main() -> None:
@@ -15,7 +17,11 @@ def main() -> None:
     kinds = list(KINDS)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="only these kinds")
     options = parser.parse_args()
-    write_sheet(options.sheet, options.size, options.kinds)
+    groups = (
+        [generate(kind, seed, options.size, level) for level in DIFFICULTIES for seed in range(EACH)]
+        for kind in options.kinds
+    )
+    write_sheet(options.sheet, groups)
 
 
 if __name__ == "__main__":

@@ -83,9 +83,7 @@ def _arms(rng: random.Random, size: int, difficulty: int) -> Puzzle:
     return fixed([first, second], question, DRAWN, letters[marked])
 
 
-def _figure(
-    pen: ImageDraw.ImageDraw, size: int, lengths: list[float], colours: list[Colour], angle: float
-) -> None:
+def _figure(pen: ImageDraw.ImageDraw, size: int, lengths: list[float], colours: list[Colour], angle: float) -> None:
     """Four arms about the middle of the picture."""
     middle = size / 2
     for at, (length, colour) in enumerate(zip(lengths, colours, strict=True)):

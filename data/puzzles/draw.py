@@ -31,9 +31,7 @@ def shade(rng: random.Random, name: str, spread: int = 10) -> Colour:
     return red, green, blue
 
 
-def canvas(
-    rng: random.Random, width: int, height: int | None = None
-) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def canvas(rng: random.Random, width: int, height: int | None = None) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """An empty picture on a nearly white ground, and its pen."""
     # Hardly tinted: the ground is never what tells one picture from another.
     level = rng.randint(238, 253)
@@ -44,15 +42,16 @@ def canvas(
 
 def shape(pen: ImageDraw.ImageDraw, name: str, x: float, y: float, radius: float, fill: Colour) -> None:
     """A filled shape about (x, y) that stays within `radius` of it on both axes."""
+    x, y, radius = round(x), round(y), round(radius)  # whole pixels keep small shapes even
     if name == "disc":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
     elif name == "square":
-        half = radius * 0.88
+        half = round(radius * 0.88)
         pen.rectangle((x - half, y - half, x + half, y + half), fill=fill)
     elif name == "triangle":
         pen.polygon([(x, y - radius), (x + radius, y + radius), (x - radius, y + radius)], fill=fill)
     elif name == "cross":
-        arm = radius * 0.36
+        arm = round(radius * 0.28)  # thin enough that a small cross never looks like a disc
         pen.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
         pen.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)
     else:
@@ -86,13 +85,13 @@ def scattered(
     cell = image.width / cells
     for place, (name, colour) in zip(rng.sample(range(cells * cells), len(things)), things, strict=True):
         row, column = divmod(place, cells)
-        x = (column + 0.5 + rng.uniform(-0.05, 0.05)) * cell
-        y = (row + 0.5 + rng.uniform(-0.05, 0.05)) * cell
-        shape(pen, name, x, y, cell * rng.uniform(0.32, 0.4), shade(rng, colour))
+        x = (column + 0.5 + rng.uniform(-0.03, 0.03)) * cell
+        y = (row + 0.5 + rng.uniform(-0.03, 0.03)) * cell
+        shape(pen, name, x, y, cell * rng.uniform(0.32, 0.38), shade(rng, colour))
 
 
 @lru_cache(maxsize=16)
-def font(points: int) -> ImageFont.FreeTypeFont:
+def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font at a size in pixels."""
     return ImageFont.load_default(size=points)
 

@@ -56,7 +56,8 @@ def _fade(rng: random.Random, size: int, hue: str) -> np.ndarray:
     angle = rng.uniform(0, 2 * math.pi)
     level = 0.5 + (x * math.cos(angle) + y * math.sin(angle)) / (2 * math.sqrt(2))
     full = shade(rng, hue)
-    dark = tuple(part * 5 // 8 for part in full)
+    red, green, blue = (part * 5 // 8 for part in full)
+    dark = (red, green, blue)
     return _blend(level, dark, full)
 
 

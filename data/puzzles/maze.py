@@ -30,8 +30,8 @@ def make(rng: random.Random, size: int, difficulty: int) -> Puzzle:
     corner = (size - step * cells) // 2
     image, pen = canvas(rng, size)
     _walls(pen, links, exits, cells, corner, step)
-    middle = [corner + (at + 0.5) * step for at in start]
-    shape(pen, "disc", *middle, step * 0.28, shade(rng, "red"))
+    x, y = (corner + (at + 0.5) * step for at in start)
+    shape(pen, "disc", x, y, step * 0.28, shade(rng, "red"))
     if difficulty == 2:
         question = "Which exit can be reached from the red disc?"
         return shuffled(rng, [image], question, list(SIDES), right)
@@ -141,9 +141,7 @@ def _way(links: Links, start: Cell, end: Cell) -> list[Cell]:
     return way[::-1]
 
 
-def _walls(
-    pen: ImageDraw.ImageDraw, links: Links, exits: dict[str, Cell], cells: int, corner: int, step: int
-) -> None:
+def _walls(pen: ImageDraw.ImageDraw, links: Links, exits: dict[str, Cell], cells: int, corner: int, step: int) -> None:
     """A wall at every side of a cell that leads neither to a linked cell nor out."""
     open_sides = {(cell, SIDES[side]) for side, cell in exits.items()}
     width = max(1, step // 8)

@@ -5,6 +5,7 @@ number. 3: four pictures that all differ in two respects; in the third, three ag
 """
 
 import random
+from typing import Any
 
 from PIL import Image
 
@@ -21,7 +22,7 @@ def make(rng: random.Random, size: int, difficulty: int) -> Puzzle:
         image = _four_in_one(rng, size, odd)
         return fixed([image], "Which shape has another colour than the rest?", CORNERS, CORNERS[odd])
     asked = rng.choice(list(VALUES))
-    columns = {}
+    columns: dict[str, list[Any]] = {}
     for what, values in VALUES.items():
         common, other = rng.sample(values, 2)
         if what == asked:

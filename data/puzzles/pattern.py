@@ -5,6 +5,7 @@ round. 3: 3 by 3, shape, colour and number each follow a rule of their own.
 """
 
 import random
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -23,6 +24,7 @@ def make(rng: random.Random, size: int, difficulty: int) -> Puzzle:
     """A pattern puzzle."""
     if difficulty == 1:
         return _two_colours(rng, size)
+    values: list[list[Any]]
     if difficulty == 2:
         rules = [*rng.sample(RULES[:2], 2), lambda row, column: 0]
         values = [rng.sample(SHAPES, 3), rng.sample(BASIC, 3), [1]]

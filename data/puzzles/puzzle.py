@@ -62,7 +62,7 @@ def balanced(right: Sequence, wrong: Sequence) -> list[tuple]:
     Each value is in exactly two of the four and any two of them differ in equally many values as any
     other pair does (for three values), so no choice stands out as the one the rest were made from.
     """
-    swaps = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    swaps: list[tuple[int, ...]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
     if len(right) == 3:
         swaps = [(*swap, swap[0] ^ swap[1]) for swap in swaps]
     return [tuple((right, wrong)[bit][at] for at, bit in enumerate(swap)) for swap in swaps]

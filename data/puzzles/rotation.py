@@ -108,9 +108,7 @@ def _moved(rng: random.Random, figure: Cells, side: int) -> Cells:
             return cells
 
 
-def _sheet(
-    rng: random.Random, size: int, side: int, figure: Cells, lettered: dict[str, Cells]
-) -> Image.Image:
+def _sheet(rng: random.Random, size: int, side: int, figure: Cells, lettered: dict[str, Cells]) -> Image.Image:
     """The figure at the left and four with letters at the right, in a picture twice as wide as high."""
     image, pen = canvas(rng, 2 * size, size)
     fill = shade(rng, rng.choice(list(COLOURS)))

@@ -69,8 +69,7 @@ class Qwen2_5VL(nn.Module):
 
     def images(self, pixels: Tensor, grids: Tensor) -> Tensor:
         """pixels [patches, patch_width], grids [images, 3] in patches -> [I, C]."""
-        weights = self.vision.patch_embed.proj.weight
-        return self.vision(pixels.to(weights.dtype), grid_thw=grids).pooler_output
+        return self.vision(pixels.to(self.model.dtype), grid_thw=grids).pooler_output
 
     def states(self, embeddings: Tensor, round_: Round) -> Tensor:
         """[T, C] -> last hidden states [T, C]."""

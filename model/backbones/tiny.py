@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers import Qwen2VLImageProcessorPil
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
 
 from data.processor import IMAGE_PAD, LATENT_END, LATENT_START
 from data.sample import IMAGE_MARK, LETTERS, Sample
@@ -39,7 +43,11 @@ def train_tokenizer(samples: Iterable[Sample], vocabulary: int) -> PreTrainedTok
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = (t for s in samples for t in (*s.text.question.split(IMAGE_MARK), s.text.answer, *(f" {c}" for c in s.text.choices or ())))
+    texts = (
+        t
+        for s in samples
+        for t in (*s.text.question.split(IMAGE_MARK), s.text.answer, *(f" {c}" for c in s.text.choices or ()))
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=SPECIAL,

@@ -1,29 +1,24 @@
-"""A sheet of samples of every kind and difficulty, to be looked at and solved by a person."""
+"""A contact sheet of samples: pictures, question, choices and answer, to be looked at and solved by a person."""
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from data.puzzles.draw import BLACK, GREY, WHITE, font
-from data.puzzles.registry import DIFFICULTIES, generate
 from data.sample import LETTERS, Sample
 
-EACH = 2  # samples of a kind and difficulty
 GAP = 12
-WIDTH = 1700  # holds the six samples of a kind that has two pictures
+WIDTH = 1780  # holds the six samples of a kind that has two pictures
 POINTS = 15  # of the text
 ANSWER = (190, 20, 20)
 
 
-def write_sheet(path: Path, size: int, kinds: Sequence[str]) -> None:
-    """Write a sheet of samples as PNG, the samples of a kind in rows from the easiest on."""
-    rows = []
-    for kind in kinds:
-        samples = (generate(kind, seed, size, level) for level in DIFFICULTIES for seed in range(EACH))
-        rows += _rows([_cell(sample) for sample in samples])
+def write_sheet(path: Path, groups: Iterable[Sequence[Sample]]) -> None:
+    """Write samples as one PNG; every group starts a new row."""
+    rows = [row for group in groups for row in _rows([_cell(sample) for sample in group])]
     height = GAP + sum(_height(row) for row in rows)
     sheet = Image.new("RGB", (WIDTH, height), WHITE)
     pen = ImageDraw.Draw(sheet)
@@ -55,13 +50,13 @@ def _height(row: list[Image.Image]) -> int:
 def _cell(sample: Sample) -> Image.Image:
     """A sample's pictures, with its question, choices and answer beneath."""
     pictures = [_enlarged(Image.open(io.BytesIO(image))) for image in sample.images]
-    width = max(244, sum(picture.width + GAP for picture in pictures))
+    width = min(WIDTH - 2 * GAP, max(244, sum(picture.width + GAP for picture in pictures)))
     lines = [(line, BLACK) for line in textwrap.wrap(f"{sample.key}: {sample.text.question}", width // 8)]
-    lettered = zip(LETTERS, sample.text.choices, strict=False)
+    lettered = zip(LETTERS, sample.text.choices or (), strict=False)
     listed = "  ".join(f"{name}) {choice}" for name, choice in lettered)
     lines += [(line, BLACK) for line in textwrap.wrap(listed, width // 8)]
     lines.append((f"answer: {sample.text.answer}", ANSWER))
-    pictures_high = max(picture.height for picture in pictures)
+    pictures_high = max((picture.height for picture in pictures), default=0)
     cell = Image.new("RGB", (width, pictures_high + GAP + len(lines) * (POINTS + 5)), WHITE)
     pen = ImageDraw.Draw(cell)
     left = 0
@@ -75,6 +70,7 @@ def _cell(sample: Sample) -> Image.Image:
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
-    """A small picture by a whole factor, so that its pixels stay as they are."""
+    """A small picture by a whole factor, so that its pixels stay as they are; a large one made to fit."""
+    picture.thumbnail((384, 384))
     factor = max(1, 128 // picture.height)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

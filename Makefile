@@ -1,0 +1,51 @@
+# make train   everything from a bare machine to a trained, evaluated model (runs/quickstart)
+# make test    lint, types and tests
+# make puzzles a contact sheet of the generated puzzles (runs/puzzles.png)
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    := runs/quickstart
+START  := $(shell date +%s)
+
+# With a GPU, DeepSpeed takes all of them; without, two ranks on the CPU, one thread each.
+GPU    := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+ifeq ($(GPU),0)
+  LAUNCH      := OMP_NUM_THREADS=1 $(BIN)/deepspeed --num_gpus 2
+  CONSTRAINTS := -c requirements/cpu.txt
+else
+  LAUNCH      := $(BIN)/deepspeed
+endif
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: train test check puzzles clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/installed
+	$(BIN)/python -m data.quickstart --out $(RUN)/data
+	$(BIN)/python -m model.backbones.tiny --shards $(RUN)/data/train --out $(RUN)/backbone
+	$(LAUNCH) trainer/main.py configs/quickstart.yaml
+	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --data $(RUN)/data/heldout --started $(START)
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+puzzles: $(VENV)/installed
+	mkdir -p runs
+	$(BIN)/python -m data.puzzles --sheet runs/puzzles.png --size 128
+
+# torch first: as the constraints name it, so that no other build of it is pulled in by a dependency.
+$(VENV)/installed: setup.py requirements/cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -e .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

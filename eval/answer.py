@@ -1,0 +1,87 @@
+"""Batched answers of an exported checkpoint, appended item by item so that a killed run goes on."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.processor import Encoded, Processor
+from data.sample import Sample
+from model.batch import cost
+from model.build import ModelError, markers_of
+from model.generate import answer
+from model.latent_vlm import LatentVLM
+
+
+class Answerer:
+    """A checkpoint that replies to samples with z = the prior's mean, greedily."""
+
+    def __init__(self, export: Path, budget: int, max_new_tokens: int) -> None:
+        path = export / "latent.json"
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file; name an export, e.g. runs/quickstart/export/step_1200")
+        facts = json.loads(path.read_text())
+        self.processor = Processor(str(export), facts["min_pixels"], facts["max_pixels"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = LatentVLM.from_export(export).to(device).eval()
+        self.budget, self.max_new_tokens = budget, max_new_tokens
+
+    def batches(self, samples: Iterable[Sample]) -> Iterator[list[Encoded]]:
+        """Samples in batches of at most `budget` tokens (at least one sample), the longest first."""
+        encoded = sorted((self.processor.encode(s) for s in samples), key=lambda e: -self._cost(e))
+        batch: list[Encoded] = []
+        room = self.budget
+        for item in encoded:
+            if batch and self._cost(item) > room:
+                yield batch
+                batch, room = [], self.budget
+            batch.append(item)
+            room -= self._cost(item)
+        if batch:
+            yield batch
+
+    def reply(self, batch: list[Encoded]) -> list[str]:
+        """The reply to every sample."""
+        markers = markers_of(self.processor)
+        ids = answer(self.model, batch, markers, self.processor.end, self.max_new_tokens)
+        return [self.processor.decode(reply) for reply in ids]
+
+    def _cost(self, item: Encoded) -> int:
+        return cost(item, self.model.recipe, self.model.config.slots) + self.max_new_tokens
+
+
+def predict(answerer: Answerer, samples: list[Sample], path: Path) -> list[dict[str, Any]]:
+    """Predictions of all samples; those already in the file are kept, the rest appended as they come."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {line["key"]: line for line in _whole_lines(path)}
+    rest = [s for s in samples if s.key not in known]
+    with path.open("a") as file, tqdm(total=len(samples), initial=len(samples) - len(rest), unit="item") as bar:
+        for batch in answerer.batches(rest):
+            for item, reply in zip(batch, answerer.reply(batch), strict=True):
+                text = item.sample.text
+                known[item.sample.key] = {
+                    "key": item.sample.key,
+                    "task": text.task,
+                    "reply": reply,
+                    "answer": text.answer,
+                    "correct": reply == text.answer,
+                }
+                file.write(json.dumps(known[item.sample.key]) + "\n")
+            file.flush()
+            bar.update(len(batch))
+    return [known[s.key] for s in samples]
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Predictions of an earlier run. A line torn by a kill is cut off, and its item answered again."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+    for line in whole.splitlines():
+        yield json.loads(line)

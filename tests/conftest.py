@@ -1,0 +1,115 @@
+"""Shared fixtures: a small shard set, a small backbone fitted to it, its processor, and exports of it."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data import puzzles, shards
+from data.processor import Processor
+from data.sample import Sample, Text
+from model.backbones import tiny
+from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.latent import LatentConfig
+from model.latent_vlm import LatentVLM
+from model.objective import RECIPES
+
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+KINDS = ("counting", "correspondence", "jigsaw", "relative_position", "pattern", "maze")
+PIXELS = {"min_pixels": 64 * 64, "max_pixels": 256 * 256}
+BACKBONE = "backbone.model."
+
+
+def sums() -> Iterator[Sample]:
+    """Text-only samples without end, every other one with choices."""
+    for number in itertools.count():
+        left, right = number % 5 + 2, number % 3 + 1
+        options = (str(left + right - 1), str(left + right), str(left + right + 1))
+        text = Text(
+            question=f"How much is {left} and {right}?",
+            answer="B" if number % 2 else options[1],
+            choices=options if number % 2 else None,
+            task="sums",
+            source="tests",
+        )
+        yield Sample(key=f"sums-{number:03d}", text=text)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """104 samples in 8 shards: puzzles with one, two and three pictures of two sizes, and 8 without any."""
+    drawn, text_only = puzzles.stream(KINDS, "train", 96, sizes=(64, 96)), sums()
+    mixed = (next(text_only if number % 13 == 6 else drawn) for number in range(104))
+    folder = tmp_path_factory.mktemp("tiny") / "shards"
+    assert len(shards.write(mixed, folder, per_shard=13)) == 8
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a small Qwen2.5-VL with random weights."""
+    folder = tmp_path_factory.mktemp("tiny") / "backbone"
+    tiny.build(list(shards.read_set(tiny_shards)), folder, vocabulary=400)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_backbone: Path) -> Processor:
+    """Of the small backbone; every picture of the small shards keeps its size."""
+    return Processor(str(tiny_backbone), **PIXELS)
+
+
+@torch.no_grad()
+def write_export(model: LatentVLM, processor: Processor, objective: str, folder: Path) -> Path:
+    """Write a model as model/export.py lays it out."""
+    state = model.state_dict()
+    backbone = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
+    model.backbone.model.save_pretrained(folder, state_dict=backbone)
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    latent = {name: value.contiguous() for name, value in state.items() if not name.startswith(BACKBONE)}
+    save_file(latent, folder / "latent.safetensors")
+    facts = {
+        "latent": model.config.model_dump(),
+        "recipe": vars(model.recipe),
+        "objective": {"name": objective},
+        **PIXELS,
+        "checkpoint": "none",
+    }
+    (folder / "latent.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def export_of(
+    tiny_backbone: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A function from an objective's name to the export of a small untrained model.
+
+    Its weights are large, so that what it replies depends on question, pictures and z, and it stops by itself
+    now and then.
+    """
+
+    @lru_cache
+    def export(objective: str) -> Path:
+        torch.manual_seed(1)
+        backbone = Qwen2_5VL.from_folder(str(tiny_backbone))
+        model = LatentVLM(backbone, LatentConfig(slots=3, width=8, head_width=16), RECIPES[objective])
+        with torch.no_grad():
+            for weight in backbone.parameters():
+                weight.mul_(4 if weight.dim() > 1 else 1)
+            backbone.model.lm_head.weight[processor.end].mul_(2)
+        model.reset_latent()
+        if objective not in ("sft", "pause"):
+            torch.nn.init.normal_(model.prior.outer.weight)  # or z would be 0
+        return write_export(model, processor, objective, tmp_path_factory.mktemp(objective) / "export")
+
+    return export

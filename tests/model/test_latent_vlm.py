@@ -1,0 +1,115 @@
+"""The gradient contract, and packed rounds against three separate, unpacked passes of transformers' own code."""
+
+import pytest
+import torch
+
+from benchmarks.reference import plain_copy, separate_loss
+from model.batch import collate
+from model.latent_vlm import PARTS, LatentVLM, Weights
+from model.objective import RECIPES
+from tests.tiny import MARKERS, encoded, mixed_samples, tiny_model
+
+WEIGHTS = Weights(beta=0.7, gamma=0.4, per_token=0.05, per_nat=0.03)
+PRIOR, POSTERIOR = ("slots.", "prior."), ("posterior_slots.", "posterior.")
+
+
+def gradients(model: LatentVLM, weights: Weights = WEIGHTS) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    batch = collate(mixed_samples(), model.recipe, model.config, model.backbone, MARKERS, seed=3)
+    model(batch, weights)[0].backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def largest(grads: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> float:
+    found = [g.abs().max().item() for n, g in grads.items() if n.startswith(prefixes)]
+    assert found, f"no gradient of {prefixes}"
+    return max(found)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("objective", list(RECIPES))
+def test_packed_rounds_equal_three_separate_passes(objective: str, checkpointing: bool):
+    model = tiny_model(objective, checkpointing)
+    packed = gradients(model)
+    plain = plain_copy(tiny_model(objective))
+    loss = sum(separate_loss(plain, [s], MARKERS, 3, WEIGHTS) for s in mixed_samples())
+    loss.backward()
+    batch = collate(mixed_samples(), model.recipe, model.config, model.backbone, MARKERS, seed=3)
+    torch.testing.assert_close(model(batch, WEIGHTS)[0], loss, rtol=1e-5, atol=0)
+    compared = 0
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is None or parameter.grad.norm() == 0:
+            assert name not in packed or packed[name].abs().max() < 1e-7, name
+            continue
+        difference = (packed[name] - parameter.grad).norm() / parameter.grad.norm()
+        assert difference <= 1e-5, f"{name}: {difference:.2e}"
+        compared += 1
+    assert compared > 60
+
+
+def test_gradient_contract():
+    """Method section 5.1: who is trained by which term."""
+    model = tiny_model()
+    ntp = gradients(model, Weights(0, 0, 1, 0))
+    forward = gradients(model, Weights(1, 0, 0, 1))
+    reverse = gradients(model, Weights(0, 1, 0, 1))
+    assert largest(ntp, PRIOR) == 0
+    assert largest(forward, POSTERIOR) == 0
+    assert largest(reverse, PRIOR) == 0
+    for term, prefixes in ((ntp, POSTERIOR), (forward, PRIOR), (reverse, POSTERIOR), (ntp, ("injection.",))):
+        assert largest(term, prefixes) > 1e-6
+
+
+def test_gradient_contract_without_stop_gradients():
+    elbo = gradients(tiny_model("elbo"), Weights(1, 0, 0, 1))
+    assert largest(elbo, PRIOR) > 1e-6
+    assert largest(elbo, POSTERIOR) > 1e-6
+
+
+def test_prior_does_not_see_the_answer():
+    model = tiny_model()
+    prior = []
+    for seed in (0, 1):
+        samples = [encoded("a", [(4, 4)], 9, 4, seed=0), encoded("b", [], 12, 6, seed=0)]
+        generator = torch.Generator().manual_seed(seed)
+        for s in samples:
+            s.answer.copy_(torch.randint(0, 480, s.answer.shape, generator=generator))
+        batch = collate(samples, model.recipe, model.config, model.backbone, MARKERS)
+        states, _ = model.prompt_round(batch)
+        prior.append(model.prior_of(batch, states))
+        posterior = model.posterior_of(batch, states)
+        assert not torch.equal(posterior.mean, prior[-1].mean)
+    assert torch.equal(prior[0].mean, prior[1].mean)
+    assert torch.equal(prior[0].log_sigma, prior[1].log_sigma)
+
+
+def test_kls_are_zero_at_the_start():
+    model = tiny_model(settled=False)
+    batch = collate(mixed_samples(), model.recipe, model.config, model.backbone, MARKERS)
+    parts = dict(zip(PARTS, model(batch, WEIGHTS)[1].tolist(), strict=True))
+    assert parts["forward"] == parts["reverse"] == 0.0
+    assert parts["sigma_p"] / parts["samples"] == pytest.approx(1.0)
+    assert parts["tokens"] == sum(len(s.answer) for s in mixed_samples())
+
+
+@pytest.mark.parametrize("objective", ["sft", "pause", "deterministic", "amvl"])
+def test_batch_of_n_is_n_batches_of_one(objective: str):
+    model = tiny_model(objective)
+    together = gradients(model)
+    model.zero_grad()
+    for sample in mixed_samples():
+        batch = collate([sample], model.recipe, model.config, model.backbone, MARKERS, seed=3)
+        model(batch, WEIGHTS)[0].backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            scale = together[name].norm().clamp(min=1e-12)
+            assert (parameter.grad - together[name]).norm() <= 1e-5 * scale, name
+
+
+def test_a_batch_without_images_reaches_the_vision_tower():
+    """ZeRO-3 hangs when one rank skips a module that another runs."""
+    model = tiny_model()
+    batch = collate([encoded("a", [], 9, 4)], model.recipe, model.config, model.backbone, MARKERS)
+    model(batch, WEIGHTS)[0].backward()
+    found = [p.grad for p in model.backbone.vision.parameters()]
+    assert all(g is not None and (g == 0).all() for g in found)

@@ -1,0 +1,33 @@
+"""Schedules of the KL weights, and which terms an objective has."""
+
+import pytest
+from pydantic import ValidationError
+
+from model.objective import RECIPES, ObjectiveConfig
+
+
+def test_weights_follow_the_design():
+    config = ObjectiveConfig(gamma=0.5)
+    got = [config.weights(share) for share in (0.0, 0.05, 0.1, 0.3, 0.35, 0.4, 1.0)]
+    expected = [(0, 0), (0.5, 0), (1, 0), (1, 0), (1, 0.25), (1, 0.5), (1, 0.5)]
+    assert got == [pytest.approx(pair) for pair in expected]
+
+
+def test_reverse_first_swaps_the_rises_not_the_heights():
+    config = ObjectiveConfig(gamma=0.5, order="reverse_first")
+    assert config.weights(0.1) == pytest.approx((0, 0.5))
+    assert config.weights(0.35) == pytest.approx((0.5, 0.5))
+
+
+def test_terms_that_an_objective_lacks_weigh_nothing():
+    for name, recipe in RECIPES.items():
+        beta, gamma = ObjectiveConfig(name=name).weights(1.0)
+        assert (beta > 0) == (recipe.forward != "off")
+        assert (gamma > 0) == (recipe.reverse != "off")
+
+
+def test_every_name_of_the_design_is_there():
+    names = {"sft", "pause", "deterministic", "ntp", "forward", "reverse", "elbo", "symmetric", "amvl"}
+    assert set(RECIPES) == names
+    with pytest.raises(ValidationError):
+        ObjectiveConfig(name="kl")
