@@ -96,7 +96,7 @@ def read_shard(path: Path, skip: int = 0, samples: int | None = None) -> Iterato
     members: dict[str, bytes | None] = {}
     key, number = "", -1
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue

@@ -51,7 +51,6 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
     """Load the model under zero.Init and wrap it, with two learning rates and their schedule."""
     values = settings(config)
     stage = values.get("zero_optimization", {}).get("stage", 0)
-    torch.manual_seed(config.run.seed)
     # Alive while the weights load: transformers then splits each tensor over the ranks as it reads it.
     hf = HfDeepSpeedConfig(values) if stage == 3 else None
     try:
@@ -65,6 +64,7 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
     latent = [p for module in model.latent_modules().values() for p in module.parameters()]
     # Rank 0's first values reach all ranks; the embedding is only read.
     with deepspeed.zero.GatheredParameters([*latent, backbone.embedding.weight], modifier_rank=0, enabled=stage == 3):
+        torch.manual_seed(config.run.seed)
         model.reset_latent()
     groups = [
         {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": config.train.lr},

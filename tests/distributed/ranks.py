@@ -1,0 +1,141 @@
+"""What the two ranks of test_zero3.py do; started once by the launcher, results in one JSON file.
+
+    deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE FOLDER
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.comm as dist
+import torch
+
+from data.processor import Encoded
+from data.shards import read_set
+from model.build import load_processor, markers_of
+from model.export import export
+from model.latent_vlm import PARTS, Weights
+from trainer import checkpoint, config, loop
+from trainer.checkpoint import Progress
+from trainer.engine import build
+
+STEPS, BATCH = 20, 12
+
+
+class Fixed:
+    """The same global batches whatever the number of ranks: sample i of a batch goes to rank i % ranks."""
+
+    def __init__(self, samples: list[Encoded], pieces: int, mine: list[int]) -> None:
+        self.samples, self.pieces, self.mine, self.at = samples, pieces, mine, 0
+
+    def __next__(self) -> list[Encoded]:
+        batch, piece = divmod(self.at, len(self.mine))
+        self.at += 1
+        items = list(itertools.islice(itertools.cycle(self.samples), batch * BATCH, (batch + 1) * BATCH))
+        return items[self.mine[piece] :: self.pieces]
+
+    def state(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+class Losses:
+    """Stands where the reporter stands and keeps the loss of every step; can break off after some."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.stop_after = stop_after
+
+    def step(self, progress: Progress, weights: Weights, parts: list[float], *_: Any) -> None:
+        sums = dict(zip(PARTS, parts, strict=True))
+        kls = weights.beta * sums["forward"] + weights.gamma * sums["reverse"]
+        self.losses.append((sums["ntp"] + kls) / sums["tokens"])
+        if progress.step == self.stop_after:
+            raise KeyboardInterrupt
+
+    def facts(self, progress: Progress) -> dict[str, Any]:
+        return {"progress": vars(progress)}
+
+
+def settings(arguments: argparse.Namespace, name: str, **changes: Any) -> config.Config:
+    fixed = {
+        "run.name": name,
+        "run.folder": arguments.folder,
+        "data.train": arguments.shards,
+        "model.folder": arguments.backbone,
+        "train.steps": STEPS,
+        "train.lr": 1e-3,
+        "train.save_every": 1000,
+        "objective.late": [0.1, 0.3],
+    }
+    overrides = [f"{key}={value}" for key, value in (fixed | changes).items()]
+    return config.load(Path("configs/quickstart.yaml"), overrides)
+
+
+def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, stop_after: int | None = None):
+    """Train on fixed batches from the newest checkpoint on. Returns (engine, losses of the steps taken)."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    pieces = ranks * accumulation
+    packs = Fixed(samples, pieces, [rank + ranks * i for i in range(accumulation)])
+    engine, progress, losses = build(cfg), Progress(), Losses(stop_after)
+    last = checkpoint.newest(cfg.run.path)
+    if last:
+        checkpoint.restore(last, engine, packs)
+        progress = Progress(**checkpoint.facts_of(last)["progress"])
+    try:
+        loop.train(cfg, engine, packs, markers_of(load_processor(cfg.model)), progress, losses)
+    except KeyboardInterrupt:
+        assert stop_after
+    return engine, losses.losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("out", "shards", "backbone", "folder"):
+        parser.add_argument(name)
+    parser.add_argument("--local_rank", type=int, default=0)
+    arguments = parser.parse_args()
+    deepspeed.init_distributed()
+    cfg = settings(arguments, "plain")
+    processor = load_processor(cfg.model)
+    samples = [processor.encode(s) for s in itertools.islice(read_set(cfg.data.train), 40)]
+    results: dict[str, Any] = {}
+
+    engine, results["plain"] = train(cfg, samples)
+    last = checkpoint.newest(cfg.run.path)
+    if dist.get_rank() == 0:
+        # Under ZeRO-3 only shards are in memory, so the export is what can be compared as a whole.
+        export(last, cfg.model_dump(mode="json"), Path(arguments.folder) / "export")
+    results["sharded"] = all(p.ds_tensor.numel() < p.ds_numel for p in engine.module.backbone.model.model.parameters())
+
+    _, results["checkpointing"] = train(settings(arguments, "ckpt", **{"model.checkpointing": True}), samples)
+    accumulated = settings(arguments, "accumulated", **{"train.accumulation": 2})
+    _, results["accumulated"] = train(accumulated, samples, accumulation=2)
+
+    with_images = [s for s in samples if len(s.grids)]
+    texts = [s for s in (processor.encode(s) for s in read_set(cfg.data.train)) if not len(s.grids)]
+    half = BATCH // 2
+    mixed = [item for i in range(half) for item in (with_images[i], texts[i % len(texts)])]
+    _, results["one_rank_without_images"] = train(settings(arguments, "images", **{"train.steps": 3}), mixed)
+
+    whole = settings(arguments, "whole", **{"train.steps": 8})
+    _, results["whole"] = train(whole, samples)
+    broken = settings(arguments, "broken", **{"train.steps": 8, "train.save_every": 3})
+    _, first = train(broken, samples, stop_after=5)
+    dist.barrier()
+    _, rest = train(broken, samples)
+    results["before_break"], results["after_break"] = first, rest
+
+    if dist.get_rank() == 0:
+        Path(arguments.out).write_text(json.dumps(results))
+    dist.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""ZeRO-3 on two ranks against one process without DeepSpeed, and a resumed run against an unbroken one."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.shards import read_set
+from model.batch import collate
+from model.build import load_backbone, load_processor, markers_of
+from model.latent_vlm import PARTS, LatentVLM, Weights
+from tests.distributed.ranks import BATCH, STEPS, Fixed, settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> dict[str, Any]:
+    """What two ranks found; they are started once for this module."""
+    out = folder / "results.json"
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29611"]
+    command = [*launcher, "--module", "tests.distributed.ranks", out, tiny_shards, tiny_backbone, folder / "runs"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+class Arguments:
+    def __init__(self, folder: Path, shards: Path, backbone: Path) -> None:
+        self.folder, self.shards, self.backbone = folder, shards, backbone
+
+
+@pytest.fixture(scope="module")
+def one_process(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> tuple[LatentVLM, list[float]]:
+    """The same batches, plain PyTorch: one model, torch's AdamW, no DeepSpeed."""
+    config = settings(Arguments(folder / "runs", tiny_shards, tiny_backbone), "plain")  # type: ignore[arg-type]
+    processor = load_processor(config.model)
+    samples = [processor.encode(s) for s in itertools.islice(read_set(tiny_shards), 40)]
+    model = LatentVLM(load_backbone(config.model), config.latent, config.objective.recipe)
+    # The first values of the latent parts come from the seed, in the order the engine draws them.
+    torch.manual_seed(config.run.seed)
+    model.reset_latent()
+    latent = [p for module in model.latent_modules().values() for p in module.parameters()]
+    groups = [
+        {"params": list(model.backbone.parameters()), "lr": config.train.lr},
+        {"params": latent, "lr": config.train.latent_lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=config.train.weight_decay)
+    schedule = config.train.scheduler(optimizer)
+    batches, losses = Fixed(samples, 1, [0]), []
+    for step in range(STEPS):
+        batch = collate(next(batches), model.recipe, model.config, model.backbone, markers_of(processor))
+        beta, gamma = config.objective.weights(step / STEPS)
+        per_token = 1 / len(batch.targets)
+        loss, _ = model(batch, Weights(beta, gamma, per_token, per_token))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return model, losses
+
+
+@pytest.mark.parametrize("case", ["plain", "checkpointing", "accumulated"])
+def test_two_ranks_equal_one_process(results: dict[str, Any], one_process: tuple[LatentVLM, list[float]], case: str):
+    losses = one_process[1]
+    assert losses[-1] < 0.8 * losses[0], "nothing was learned, so equality would say little"
+    assert results[case] == pytest.approx(losses, rel=1e-5)
+
+
+def test_weights_are_split_over_the_ranks(results: dict[str, Any]):
+    assert results["sharded"]
+
+
+def test_a_rank_without_images_does_not_hang(results: dict[str, Any]):
+    assert len(results["one_rank_without_images"]) == 3
+    assert all(0 < loss < 20 for loss in results["one_rank_without_images"])
+
+
+def test_a_resumed_run_is_the_unbroken_one(results: dict[str, Any]):
+    """Broken off after step 5, the last checkpoint at step 3: steps 4 to 8 are taken again, bit for bit."""
+    assert results["before_break"] == results["whole"][:5]
+    assert results["after_break"] == results["whole"][3:]
+
+
+def test_export_holds_the_trained_weights(
+    results: dict[str, Any], one_process: tuple[LatentVLM, list[float]], folder: Path
+):
+    model, exported = one_process[0], LatentVLM.from_export(folder / "runs" / "export").state_dict()
+    assert set(exported) == set(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(exported[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
