@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := runs/quickstart
+DATA   := runs/embedded
 START  := $(shell date +%s)
 
 # With a GPU, DeepSpeed takes all of them; without, two ranks on the CPU, one thread each.
@@ -23,10 +24,10 @@ export TOKENIZERS_PARALLELISM := false
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
-	$(BIN)/python -m data.quickstart --out $(RUN)/data
-	$(BIN)/python -m model.backbones.tiny --shards $(RUN)/data/train --out $(RUN)/backbone
+	$(BIN)/python -m data.quickstart --out $(DATA)
+	$(BIN)/python -m model.backbones.tiny --shards $(DATA)/train --out $(DATA)/backbone
 	$(LAUNCH) trainer/main.py configs/quickstart.yaml
-	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --data $(RUN)/data/heldout --started $(START)
+	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --data $(DATA)/heldout --started $(START)
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

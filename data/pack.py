@@ -15,12 +15,25 @@ class Packs:
     ) -> None:
         self.stream, self.encode, self.cost, self.budget = stream, encode, cost, budget
         self._waiting: Encoded | None = None
-        self._state = stream.state()
+        self._primed: list[Encoded] | None = None
+        self._state = self._primed_state = stream.state()
 
     def __iter__(self) -> "Packs":
         return self
 
+    def prime(self) -> None:
+        """Read the next pack now, so that bad data shows before anything expensive is built."""
+        state = self.state()
+        self._primed = next(self)
+        self._primed_state = state
+
     def __next__(self) -> list[Encoded]:
+        if self._primed is not None:
+            pack, self._primed = self._primed, None
+            return pack
+        return self._fill()
+
+    def _fill(self) -> list[Encoded]:
         pack: list[Encoded] = []
         room = self.budget
         while True:
@@ -41,10 +54,12 @@ class Packs:
             self._waiting = None
 
     def state(self) -> dict:
-        """The stream's state at the first sample that is in no pack yet."""
+        """The stream's state at the first sample that was not handed out yet."""
+        if self._primed is not None:
+            return self._primed_state
         return self._state if self._waiting is not None else self.stream.state()
 
     def restore(self, state: dict) -> None:
-        self._waiting = None
+        self._waiting = self._primed = None
         self.stream.restore(state)
         self._state = self.stream.state()

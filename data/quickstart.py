@@ -1,6 +1,6 @@
 """The quickstart's shard sets: easy-vqa and generated puzzles, mixed, with held-out items of both.
 
-python -m data.quickstart --out runs/quickstart/data
+python -m data.quickstart --out runs/embedded
 """
 
 import argparse
@@ -15,8 +15,8 @@ from data.convert.easy_vqa import Split
 from data.sample import DataError, Sample
 
 KINDS = tuple(puzzles.KINDS)
-TRAIN = {"easy_vqa": 16_000, "puzzles": 36_000}
-HELDOUT = {"easy_vqa": 900, "puzzles": 900}
+TRAIN = {"easy_vqa": 26_000, "puzzles": 30_000}
+HELDOUT = {"easy_vqa": 1_200, "puzzles": 900}
 SHARDS = 64  # as many as there are lanes by default
 
 

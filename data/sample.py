@@ -15,6 +15,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class DataError(Exception):
     """Input that cannot be used. Its text is one line that names the place and the mend."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.splitlines()))  # names and reasons from outside may hold line ends
+
 
 class Text(BaseModel):
     """What `KEY.json` holds. With choices, the answer is the letter of the right one."""

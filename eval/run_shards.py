@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on a held-out shard set:
 
-    python eval/run_shards.py --checkpoint runs/quickstart --data runs/quickstart/data/heldout
+    python eval/run_shards.py --checkpoint runs/quickstart --data runs/embedded/heldout
 
 Writes predictions.jsonl, scores.json and report.html, adds the scores to the run's summary.json and to its
 MLflow run, and prints a table.

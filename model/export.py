@@ -16,8 +16,10 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.processor import Processor
 from model.build import ModelConfig, ModelError, load_processor, shape_only
 from model.latent import LatentConfig
+from model.latent_vlm import LatentVLM
 from model.objective import ObjectiveConfig
 
 BACKBONE = "backbone.model."
@@ -35,22 +37,28 @@ def export(checkpoint: Path, config: dict[str, Any], out: Path) -> Path:
     state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     model = shape_only(model_config, latent, recipe)
     _check(checkpoint, state, model.state_dict())
+    return write(model, state, load_processor(model_config), config["objective"], out)
+
+
+def write(
+    model: LatentVLM, state: dict[str, Tensor], processor: Processor, objective: dict[str, Any], out: Path
+) -> Path:
+    """Write weights `state` of a model (which may itself be a shape only) as an export folder."""
     backbone = {k.removeprefix(BACKBONE): v for k, v in state.items() if k.startswith(BACKBONE)}
-    latent_state = {k: v.contiguous() for k, v in state.items() if not k.startswith(BACKBONE)}
+    latent = {k: v.contiguous() for k, v in state.items() if not k.startswith(BACKBONE)}
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.backbone.model.save_pretrained(part, state_dict=backbone)
-    processor = load_processor(model_config)
     processor.tokenizer.save_pretrained(part)
     processor.image_processor.save_pretrained(part)
-    save_file(latent_state, part / "latent.safetensors")
+    save_file(latent, part / "latent.safetensors")
+    pixels = processor.image_processor.size
     facts = {
-        "latent": latent.model_dump(),
-        "recipe": vars(recipe),
-        "objective": config["objective"],
-        "min_pixels": model_config.min_pixels,
-        "max_pixels": model_config.max_pixels,
-        "checkpoint": str(checkpoint),
+        "latent": model.config.model_dump(),
+        "recipe": vars(model.recipe),
+        "objective": objective,
+        "min_pixels": pixels["shortest_edge"],
+        "max_pixels": pixels["longest_edge"],
     }
     (part / "latent.json").write_text(json.dumps(facts, indent=1))
     part.rename(out)

@@ -1,7 +1,6 @@
 """Shared fixtures: a small shard set, a small backbone fitted to it, its processor, and exports of it."""
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -9,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from data import puzzles, shards
 from data.processor import Processor
 from data.sample import Sample, Text
 from model.backbones import tiny
 from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.export import write
 from model.latent import LatentConfig
 from model.latent_vlm import LatentVLM
 from model.objective import RECIPES
@@ -25,7 +24,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 KINDS = ("counting", "correspondence", "jigsaw", "relative_position", "pattern", "maze")
 PIXELS = {"min_pixels": 64 * 64, "max_pixels": 256 * 256}
-BACKBONE = "backbone.model."
 
 
 def sums() -> Iterator[Sample]:
@@ -67,27 +65,6 @@ def processor(tiny_backbone: Path) -> Processor:
     return Processor(str(tiny_backbone), **PIXELS)
 
 
-@torch.no_grad()
-def write_export(model: LatentVLM, processor: Processor, objective: str, folder: Path) -> Path:
-    """Write a model as model/export.py lays it out."""
-    state = model.state_dict()
-    backbone = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
-    model.backbone.model.save_pretrained(folder, state_dict=backbone)
-    processor.tokenizer.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    latent = {name: value.contiguous() for name, value in state.items() if not name.startswith(BACKBONE)}
-    save_file(latent, folder / "latent.safetensors")
-    facts = {
-        "latent": model.config.model_dump(),
-        "recipe": vars(model.recipe),
-        "objective": {"name": objective},
-        **PIXELS,
-        "checkpoint": "none",
-    }
-    (folder / "latent.json").write_text(json.dumps(facts))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def export_of(
     tiny_backbone: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory
@@ -106,10 +83,11 @@ def export_of(
         with torch.no_grad():
             for weight in backbone.parameters():
                 weight.mul_(4 if weight.dim() > 1 else 1)
-            backbone.model.lm_head.weight[processor.end].mul_(2)
+            backbone.model.lm_head.weight[processor.end].mul_(3)
         model.reset_latent()
         if objective not in ("sft", "pause"):
             torch.nn.init.normal_(model.prior.outer.weight)  # or z would be 0
-        return write_export(model, processor, objective, tmp_path_factory.mktemp(objective) / "export")
+        folder = tmp_path_factory.mktemp(objective) / "export"
+        return write(model, model.state_dict(), processor, {"name": objective}, folder)
 
     return export

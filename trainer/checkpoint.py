@@ -3,6 +3,7 @@
 runs/NAME/checkpoints/step_N/   DeepSpeed's shards, stream_R.json per rank, and complete.json, last
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -64,36 +65,37 @@ def save(run: Path, step: int, engine: DeepSpeedEngine, packs: Packs, facts: dic
     return folder
 
 
-def restore(checkpoint: Path, engine: DeepSpeedEngine, packs: Packs) -> None:
-    """Put engine and stream back to where the checkpoint was written, by as many ranks."""
+def restore_stream(checkpoint: Path, packs: Packs) -> None:
+    """Put the stream back to where the checkpoint was written, by as many ranks."""
     ranks = facts_of(checkpoint)["ranks"]
     if ranks != dist.get_world_size():
         raise ConfigError(
             f"{checkpoint}: written by {ranks} ranks, not {dist.get_world_size()}; start with {ranks} ranks"
         )
-    engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     packs.restore(json.loads((checkpoint / f"stream_{dist.get_rank()}.json").read_text()))
 
 
-def claim(config: Config) -> None:
-    """Make the run folder this config's, or refuse one that another config wrote; every rank must call it."""
-    if dist.get_rank() == 0:
-        _claim(config)
-    dist.barrier()
+def restore_engine(checkpoint: Path, engine: DeepSpeedEngine) -> None:
+    """Put weights, optimizer and schedule back to the checkpoint's."""
+    engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
 
 
-def _claim(config: Config) -> None:
+def refuse_other(config: Config) -> None:
+    """ConfigError when the run folder holds checkpoints of another config."""
     path = config.run.path / "config.yaml"
-    if path.is_file():
-        mine, theirs = config.to_yaml().splitlines(), path.read_text().splitlines()
-        for a, b in zip(mine, theirs, strict=False):
-            if a != b:
-                raise ConfigError(
-                    f"{path}: written by another config ({b.strip()!r} there, {a.strip()!r} here); "
-                    f"name another run.name or delete {config.run.path}"
-                )
+    last = newest(config.run.path)
+    if last is None:
         return
-    if newest(config.run.path):
-        raise ConfigError(f"{config.run.path}: holds checkpoints but no config.yaml; name another run.name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.to_yaml())
+    theirs = path.read_text().splitlines() if path.is_file() else []
+    for here, there in itertools.zip_longest(config.to_yaml().splitlines(), theirs, fillvalue=""):
+        if here != there:
+            raise ConfigError(
+                f"{path}: {last.name} is of another config ({there.strip()!r} there, {here.strip()!r} here); "
+                f"name another run.name or delete {config.run.path}"
+            )
+
+
+def claim(config: Config) -> None:
+    """Write the config into the run folder. Rank 0 only, after `refuse_other`."""
+    config.run.path.mkdir(parents=True, exist_ok=True)
+    (config.run.path / "config.yaml").write_text(config.to_yaml())

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainer.config import Config
 
+# What the launcher would set: without it, one rank on its own.
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -76,9 +79,11 @@ def run(config: "Config") -> None:
     from trainer.report import Reporter
     from trainer.tracking import Tracker
 
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     deepspeed.init_distributed()
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    checkpoint.claim(config)
+    checkpoint.refuse_other(config)
     last = checkpoint.newest(config.run.path)
     facts = checkpoint.facts_of(last) if last else {}
     if last and checkpoint.step_of(last) == config.train.steps and finish.is_exported(config):
@@ -89,18 +94,26 @@ def run(config: "Config") -> None:
     recipe, slots = config.objective.recipe, config.latent.slots
     stream = Stream(config.data, rank, ranks, config.run.seed)
     packs = Packs(stream, processor.encode, lambda sample: cost(sample, recipe, slots), config.train.tokens)
-    engine = build(config)
-    progress = checkpoint.Progress(**facts.get("progress", {}))
     if last:
-        checkpoint.restore(last, engine, packs)
+        checkpoint.restore_stream(last, packs)
+    packs.prime()
+    engine = build(config)
+    if last:
+        checkpoint.restore_engine(last, engine)
+    progress = checkpoint.Progress(**facts.get("progress", {}))
     tracker = None
     if rank == 0:
+        checkpoint.claim(config)
         print(describe())
         print(f"{config.run.path}: {ranks} ranks, step {progress.step} of {config.train.steps}")
         tracker = Tracker(config.tracking, config.run.folder, config.run.name, facts.get("mlflow_run_id"))
         tracker.parameters(config.model_dump(mode="json") | {"ranks": ranks}, [config.run.path / "config.yaml"])
     reporter = Reporter(config, tracker, ranks, progress.step)
-    loop.train(config, engine, packs, markers_of(processor), progress, reporter)
+    try:
+        loop.train(config, engine, packs, markers_of(processor), progress, reporter)
+    except BaseException:
+        reporter.close("FAILED")
+        raise
     reporter.close()
     if tracker:
         finish.finish(config, progress, tracker, ranks)

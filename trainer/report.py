@@ -85,5 +85,8 @@ class Reporter:
         """What a checkpoint's completion mark says of the run."""
         return {"progress": vars(progress), "mlflow_run_id": self.tracker.run_id if self.tracker else None}
 
-    def close(self) -> None:
+    def close(self, status: str | None = None) -> None:
+        """End the bar and, with a status of MLflow's, the MLflow run."""
         self.bar.close()
+        if self.tracker and status:
+            self.tracker.finish(status)

@@ -1,6 +1,6 @@
 """A small Qwen2.5-VL for the quickstart and the tests, as a normal Hugging Face folder.
 
-    python -m model.backbones.tiny --shards runs/quickstart/data/train --out runs/quickstart/backbone
+    python -m model.backbones.tiny --shards runs/embedded/train --out runs/embedded/backbone
 
 The tokenizer is trained on the shards' text, the pixel mean and deviation are measured on their pictures,
 the weights are random.

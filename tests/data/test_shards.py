@@ -75,7 +75,7 @@ def written(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     odd_text = Text(
-        question="<image> then <image>: «größer»\n\"?\" \\ 大",
+        question='<image> then <image>: «größer»\n"?" \\ 大',
         answer="B",
         choices=("ja, 'ja'", "нет\t"),
         rationale="because\nof 🦊",
@@ -176,6 +176,7 @@ BROKEN: dict[str, tuple[Members, tuple[str, ...]]] = {
     "no answer": ([("k.json", text_file(answer=None))], ("answer: Field required", "mend k.json")),
     "empty answer": ([("k.json", text_file(answer=""))], ("answer:", "at least 1", "mend k.json")),
     "unknown key": ([("k.json", text_file(anser="3"))], ("anser:", "not permitted", "mend k.json")),
+    "unknown key of two lines": ([("k.json", text_file(**{"an\nser": "3"}))], ("an ser:", "not permitted")),
     "not JSON": ([("k.json", b'{"question":')], ("Invalid JSON", "mend k.json")),
     "not text": ([("k.json", b"\xff\xfe")], ("Invalid JSON", "mend k.json")),
     "not a letter": ([("k.json", text_file(choices=["3", "4"]))], ("'3' is not a letter of the 2", "mend k.json")),

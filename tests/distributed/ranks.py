@@ -1,6 +1,6 @@
 """What the two ranks of test_zero3.py do; started once by the launcher, results in one JSON file.
 
-    deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE FOLDER
+deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE FOLDER
 """
 
 import argparse
@@ -85,7 +85,8 @@ def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, sto
     engine, progress, losses = build(cfg), Progress(), Losses(stop_after)
     last = checkpoint.newest(cfg.run.path)
     if last:
-        checkpoint.restore(last, engine, packs)
+        checkpoint.restore_stream(last, packs)
+        checkpoint.restore_engine(last, engine)
         progress = Progress(**checkpoint.facts_of(last)["progress"])
     try:
         loop.train(cfg, engine, packs, markers_of(load_processor(cfg.model)), progress, losses)

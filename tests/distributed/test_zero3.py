@@ -14,8 +14,8 @@ import torch
 from data.shards import read_set
 from model.batch import collate
 from model.build import load_backbone, load_processor, markers_of
-from model.latent_vlm import PARTS, LatentVLM, Weights
-from tests.distributed.ranks import BATCH, STEPS, Fixed, settings
+from model.latent_vlm import LatentVLM, Weights
+from tests.distributed.ranks import STEPS, Fixed, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,9 @@ def results(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> dict[str, A
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29611"]
     command = [*launcher, "--module", "tests.distributed.ranks", out, tiny_shards, tiny_backbone, folder / "runs"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     found: dict[str, Any] = json.loads(out.read_text())
     return found
@@ -104,5 +106,3 @@ def test_export_holds_the_trained_weights(
     assert set(exported) == set(model.state_dict())
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(exported[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-
-

@@ -99,7 +99,9 @@ def test_packed_attention_is_that_of_each_branch_alone(shapes, keep, seed):
             expected_loss = expected_loss + (reference * weights[number][s.row : s.row + s.length]).sum()
     expected_loss.backward()
     for mine, leaf in zip(got, [x for triple in leaves for x in triple], strict=True):
-        torch.testing.assert_close(mine, leaf.grad if leaf.grad is not None else torch.zeros_like(leaf), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            mine, leaf.grad if leaf.grad is not None else torch.zeros_like(leaf), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_padding_is_never_seen():

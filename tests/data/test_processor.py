@@ -1,0 +1,172 @@
+"""The processor: one place per image token, in the right order, pixels as transformers makes them."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data import shards
+from data.processor import IMAGE_PAD, Processor
+from data.sample import DataError, Sample, Text
+
+VISION = ("<|vision_start|>", "<|vision_end|>")
+PATCH, MERGE = 8, 2
+
+
+def picture(width: int, height: int, colour: tuple[int, int, int] = (200, 30, 90)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def sample(question: str, *images: bytes, choices: tuple[str, ...] | None = None, answer: str = "A") -> Sample:
+    text = Text(question=question, answer=answer, choices=choices, task="t", source="s")
+    return Sample(key="k", text=text, images=images, origin="/some/where/000004.tar")
+
+
+def shown(processor: Processor, one: Sample) -> str:
+    """The prompt as text, special tokens included."""
+    return processor.tokenizer.decode(processor.encode(one).prompt)
+
+
+def block(tokens: int) -> str:
+    """An image in a prompt."""
+    return IMAGE_PAD.join([VISION[0], *[""] * (tokens - 1), VISION[1]])
+
+
+def test_every_image_token_has_a_place(processor: Processor, tiny_shards: Path) -> None:
+    """For all samples: as many places as merged patches, as many pixel rows as patches, each image by itself."""
+    pictures = set()
+    for one in shards.read_set(tiny_shards):
+        encoded = processor.encode(one)
+        patches = encoded.grids.prod(1)
+        places = (encoded.prompt == processor.image_token).int()
+        assert places.sum() == patches.sum() // MERGE**2
+        # Runs of places, which the marks around every image keep apart.
+        edges = torch.diff(places, prepend=torch.zeros(1), append=torch.zeros(1))
+        lengths = (edges == -1).nonzero() - (edges == 1).nonzero()
+        assert lengths.flatten().tolist() == (patches // MERGE**2).tolist()
+        assert encoded.pixels.shape == (patches.sum(), 3 * 2 * PATCH**2)
+        sizes = [Image.open(io.BytesIO(content)).size for content in one.images]
+        assert encoded.grids.tolist() == [[1, height // PATCH, width // PATCH] for width, height in sizes]
+        pictures.add(len(one.images))
+    assert pictures == {0, 1, 2, 3}
+
+
+def test_pixels_are_those_of_transformers(processor: Processor, tiny_shards: Path) -> None:
+    for one in list(shards.read_set(tiny_shards))[:20]:
+        if one.images:
+            pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in one.images]
+            wanted = processor.image_processor(images=pictures, return_tensors="pt")
+            encoded = processor.encode(one)
+            assert torch.equal(encoded.pixels, wanted["pixel_values"])
+            assert torch.equal(encoded.grids, wanted["image_grid_thw"])
+
+
+def test_pixels_are_the_pictures(processor: Processor) -> None:
+    """Worked out by hand: a picture of one colour, normalised, twice in time."""
+    encoded = processor.encode(sample("?", picture(64, 96, (255, 0, 51))))
+    mean, std = torch.tensor(processor.image_processor.image_mean), torch.tensor(processor.image_processor.image_std)
+    colours = (torch.tensor([1.0, 0.0, 0.2]) - mean) / std
+    rows = encoded.pixels.view(8 * 12, 3, 2 * PATCH**2)
+    assert torch.allclose(rows, colours[None, :, None].expand_as(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 120), (10, 20), (1000, 600), (256, 257), (640, 32)])
+def test_pictures_are_sized_to_the_limits(processor: Processor, width: int, height: int) -> None:
+    encoded = processor.encode(sample("?", picture(width, height)))
+    ((time, rows, columns),) = encoded.grids.tolist()
+    pixels = rows * columns * PATCH**2
+    assert time == 1 and rows % MERGE == columns % MERGE == 0
+    assert 64 * 64 <= pixels <= 256 * 256
+    assert abs(math.log((columns / rows) / (width / height))) < 0.35
+    if 64 * 64 <= width * height <= 256 * 256:
+        step = PATCH * MERGE
+        assert abs(columns * PATCH - width) <= step / 2 and abs(rows * PATCH - height) <= step / 2
+
+
+def test_any_colour_mode_is_read(processor: Processor) -> None:
+    for mode in ("1", "L", "P", "LA", "RGBA", "CMYK", "I;16"):
+        out = io.BytesIO()
+        Image.new(mode, (64, 64)).save(out, "TIFF" if mode == "CMYK" else "PNG")
+        assert processor.encode(sample("?", out.getvalue())).grids.tolist() == [[1, 8, 8]]
+
+
+def test_images_stand_before_a_text_without_marks(processor: Processor) -> None:
+    one = sample("Which?", picture(64, 64), picture(64, 96))
+    assert shown(processor, one) == f"<|im_start|>{block(16)}{block(24)}Which?<|im_end|><|im_start|>"
+
+
+def test_images_stand_at_their_marks(processor: Processor) -> None:
+    one = sample("From <image> to <image>, which?", picture(64, 64), picture(64, 96))
+    assert shown(processor, one) == (f"<|im_start|>From {block(16)} to {block(24)}, which?<|im_end|><|im_start|>")
+
+
+def test_marks_side_by_side(processor: Processor) -> None:
+    one = sample("<image><image>", picture(64, 64), picture(64, 96))
+    assert shown(processor, one) == f"<|im_start|>{block(16)}{block(24)}<|im_end|><|im_start|>"
+
+
+def test_choices_are_in_the_prompt(processor: Processor) -> None:
+    one = sample("Which?", choices=("a cat", "dogs", "5 < 6"), answer="B")
+    assert shown(processor, one) == "<|im_start|>Which? (A) a cat (B) dogs (C) 5 < 6<|im_end|><|im_start|>"
+
+
+def test_prompt_tells_nothing_of_the_answer(processor: Processor) -> None:
+    """Answer, rationale, task, source and key are not in the prompt."""
+    text = Text(question="Which?", answer="ANSWER", rationale="RATIONALE", task="TASK", source="SOURCE")
+    assert shown(processor, Sample(key="KEY", text=text)) == "<|im_start|>Which?<|im_end|><|im_start|>"
+
+
+def test_text_only(processor: Processor) -> None:
+    encoded = processor.encode(sample("How much is 2 and 3?"))
+    assert encoded.pixels.shape == (0, 3 * 2 * PATCH**2) and encoded.grids.shape == (0, 3)
+    assert (encoded.prompt != processor.image_token).all()
+
+
+def test_answer_ends_with_the_end_mark(processor: Processor) -> None:
+    encoded = processor.encode(sample("?", answer="dark green"))
+    assert encoded.answer[-1] == processor.end == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert processor.tokenizer.decode(encoded.answer[:-1]) == "dark green"
+
+
+@pytest.mark.parametrize("answer", ["A", "größer 大", "two\nlines", "🦊"])
+def test_decode_gives_the_answer_back(processor: Processor, answer: str) -> None:
+    encoded = processor.encode(sample("?", answer=answer))
+    assert processor.decode(encoded.answer.tolist()) == answer
+    marks = [processor.latent_start, processor.latent_end, processor.image_token]
+    assert processor.decode([*marks, *encoded.answer.tolist()]) == answer
+    assert processor.decode([]) == ""
+
+
+def test_special_tokens_are_one_id_each(processor: Processor) -> None:
+    names = ("<|latent_start|>", "<|latent_end|>", IMAGE_PAD, "<|im_end|>", *VISION)
+    ids = [processor.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
+    assert all(len(found) == 1 for found in ids) and len({found[0] for found in ids}) == len(names)
+    assert [found[0] for found in ids[:4]] == [
+        processor.latent_start,
+        processor.latent_end,
+        processor.image_token,
+        processor.end,
+    ]
+    assert len(processor.tokenizer) == 400  # none was added to the vocabulary the model was built with
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_an_image_place_in_the_text_is_refused(processor: Processor, images: int) -> None:
+    one = sample(f"What does {IMAGE_PAD} mean?", *[picture(64, 64)] * images)
+    with pytest.raises(DataError) as caught:
+        processor.encode(one)
+    text = str(caught.value)
+    assert text.startswith(f"000004.tar: k: {images + 1} image places for {images} images") and "\n" not in text
+    assert f"take {IMAGE_PAD} out" in text
+
+
+def test_a_picture_too_long_for_its_width_is_refused(processor: Processor) -> None:
+    with pytest.raises(DataError) as caught:
+        processor.encode(sample("?", picture(900, 3)))
+    text = str(caught.value)
+    assert text.startswith("000004.tar: k: ") and "aspect ratio" in text and "\n" not in text and "crop" in text

@@ -1,0 +1,115 @@
+"""The command line without the launcher: help, dry run, and bad input in one line with exit code 2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "trainer/main.py", *map(str, arguments)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PATH": path} | environment, timeout=300
+    )
+
+
+def overrides(tmp_path: Path, shards: Path, backbone: Path, **more: object) -> list[str]:
+    values = {"run.folder": tmp_path / "runs", "data.train": shards, "model.folder": backbone, "train.steps": 2}
+    return [f"{key}={value}" for key, value in (values | more).items()]
+
+
+def refused(tmp_path: Path, *arguments: object) -> str:
+    """The one line of a run that must be refused, having written nothing."""
+    before = sorted(tmp_path.rglob("*"))
+    done = run("configs/quickstart.yaml", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    return lines[0]
+
+
+def test_help_answers_at_once():
+    start = time.perf_counter()
+    done = run("--help")
+    assert time.perf_counter() - start < 2
+    assert "--dry-run" in done.stdout
+
+
+def test_help_imports_no_torch():
+    check = """
+import runpy, sys
+sys.argv = ["main.py", "--help"]
+try:
+    runpy.run_path("trainer/main.py", run_name="__main__")
+except SystemExit:
+    assert "torch" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_print_config_shows_the_overrides():
+    done = run("configs/quickstart.yaml", "train.steps=77", "--print-config")
+    assert done.returncode == 0
+    assert "steps: 77" in done.stdout
+
+
+def test_dry_run_prints_sizes_and_writes_nothing(tmp_path: Path, tiny_shards: Path, tiny_backbone: Path):
+    done = run("configs/quickstart.yaml", *overrides(tmp_path, tiny_shards, tiny_backbone), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tiny_backbone / "config.json").read_text())
+    embedding = config["text_config"]["vocab_size"] * config["text_config"]["hidden_size"]
+    parameters = int(done.stdout.split("parameters: ")[1].split()[0].replace(",", ""))
+    assert 2 * embedding < parameters < 2_000_000
+    for words in ("first batch: ", "tokens", "memory per rank of  2"):
+        assert words in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data.train": "no/such/set"}, "no/such/set: no such folder of shards"),
+        ({"model.folder": "no/such/model"}, "no/such/model"),
+        ({"train.tokens": 20}, "more than the budget of 20"),
+        ({"deepspeed": "no/such.json"}, "no/such.json"),
+        ({"objective.beta": -1}, "objective.beta"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, tiny_shards: Path, tiny_backbone: Path, change: dict[str, object], words: str):
+    assert words in refused(tmp_path, *overrides(tmp_path, tiny_shards, tiny_backbone, **change))
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path, tiny_shards: Path, tiny_backbone: Path):
+    damaged = tmp_path / "shards"
+    shutil.copytree(tiny_shards, damaged)
+    for shard in damaged.glob("*.tar"):
+        content = bytearray(shard.read_bytes())
+        for start in range(len(content)):
+            if content[start : start + 4] == b"IHDR":
+                content[start : start + 4] = b"XXXX"
+        shard.write_bytes(content)
+    message = refused(tmp_path, *overrides(tmp_path, damaged, tiny_backbone))
+    assert ".tar: " in message
+    assert "not a whole picture" in message
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path: Path, tiny_shards: Path, tiny_backbone: Path):
+    settings = overrides(tmp_path, tiny_shards, tiny_backbone)
+    other = run("configs/quickstart.yaml", *settings, "--print-config").stdout.replace("lr: 0.0007", "lr: 0.5", 1)
+    checkpoint = tmp_path / "runs" / "quickstart" / "checkpoints" / "step_2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete.json").write_text("{}")
+    (tmp_path / "runs" / "quickstart" / "config.yaml").write_text(other)
+    message = refused(tmp_path, *settings)
+    assert "another config" in message
+    assert "lr: 0.5" in message
