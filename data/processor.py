@@ -4,15 +4,13 @@ The image processor and the tokenizer of a Hugging Face folder are called direct
 processor needs a video processor, which needs torchvision.
 """
 
-import io
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-from data.sample import IMAGE_MARK, LETTERS, DataError, Sample, Text
+from data.sample import IMAGE_MARK, LETTERS, DataError, Sample, Text, pictures
 
 IMAGE_PAD = "<|image_pad|>"
 LATENT_START, LATENT_END = "<|latent_start|>", "<|latent_end|>"
@@ -86,14 +84,8 @@ class Processor:
         if not sample.images:
             width = 3 * self.image_processor.temporal_patch_size * self.image_processor.patch_size**2
             return torch.zeros(0, width), torch.zeros(0, 3, dtype=torch.long)
-        pictures = []
-        for number, content in enumerate(sample.images):
-            try:
-                pictures.append(Image.open(io.BytesIO(content)).convert("RGB"))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
         try:
-            done = self.image_processor(images=pictures, return_tensors="pt")
+            done = self.image_processor(images=pictures(sample), return_tensors="pt")
         except ValueError as error:  # a picture too long for its width
             raise DataError(f"{sample.place}: {error}; crop the picture or leave the sample out") from error
         return done["pixel_values"], done["image_grid_thw"]

@@ -3,9 +3,10 @@
 In a shard a sample is `KEY.0.png`, `KEY.1.jpg`, ... and `KEY.json` with the text fields below.
 """
 
-from pathlib import Path
+import io
 from typing import Annotated
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGE_MARK = "<image>"  # where an image stands in a question; without any, images stand before the text
@@ -59,4 +60,15 @@ class Sample(BaseModel):
     @property
     def place(self) -> str:
         """Where the sample is, for messages."""
-        return f"{Path(self.origin).name}: {self.key}" if self.origin else self.key
+        return f"{self.origin}: {self.key}" if self.origin else self.key
+
+
+def pictures(sample: Sample) -> list[Image.Image]:
+    """The sample's images, decoded as RGB. DataError names the one that is damaged."""
+    decoded = []
+    for number, content in enumerate(sample.images):
+        try:
+            decoded.append(Image.open(io.BytesIO(content)).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
+    return decoded

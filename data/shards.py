@@ -18,7 +18,7 @@ import webdataset
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.sample import DataError, Sample, Text
+from data.sample import DataError, Sample, Text, pictures
 from data.sheet import write_sheet
 
 INDEX = "index.json"
@@ -40,7 +40,7 @@ def write(samples: Iterable[Sample], folder: Path, per_shard: int) -> list[Shard
     if (folder / INDEX).exists():
         raise DataError(f"{folder}: holds a shard set already; delete it or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    iterator, shards = iter(samples), []
+    iterator, shards, keys = iter(samples), [], set()
     for number in itertools.count():
         chunk = list(itertools.islice(iterator, per_shard))
         if not chunk:
@@ -49,7 +49,10 @@ def write(samples: Iterable[Sample], folder: Path, per_shard: int) -> list[Shard
         with webdataset.TarWriter(str(path), mtime=0) as tar:
             for sample in chunk:
                 if "." in sample.key or "/" in sample.key:
-                    raise DataError(f"{path.name}: {sample.key}: a key is part of a file name; take out its . and /")
+                    raise DataError(f"{path}: {sample.key}: a key is part of a file name; take out its . and /")
+                if sample.key in keys:
+                    raise DataError(f"{path}: {sample.key}: the key of an earlier sample; keys must differ in a set")
+                keys.add(sample.key)
                 tar.write(_members(sample))
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
@@ -62,10 +65,13 @@ def write(samples: Iterable[Sample], folder: Path, per_shard: int) -> list[Shard
 
 
 def _members(sample: Sample) -> dict[str, str | bytes]:
-    images = {
-        f"{n}.{(Image.open(io.BytesIO(content)).format or 'png').lower()}": content
-        for n, content in enumerate(sample.images)
-    }
+    images = {}
+    for number, content in enumerate(sample.images):
+        try:
+            ending = (Image.open(io.BytesIO(content)).format or "").lower()
+        except OSError as error:
+            raise DataError(f"{sample.key}.{number}: not a picture ({error}); leave the sample out") from error
+        images[f"{number}.{ending}"] = content
     return {"__key__": sample.key, **images, "json": sample.text.model_dump_json().encode()}
 
 
@@ -123,7 +129,7 @@ def read_set(folder: Path) -> Iterator[Sample]:
 
 
 def _sample(path: Path, key: str, members: dict[str, bytes | None]) -> Sample:
-    place = f"{path.name}: {key}"
+    place = f"{path}: {key}"
     if "json" not in members:
         raise DataError(f"{place}: no {key}.json in the shard; every sample needs one, write the shard again")
     images = sorted((int(e.split(".")[0]), c or b"") for e, c in members.items() if e.split(".")[0].isdigit())
@@ -146,15 +152,14 @@ def _brief(error: Exception) -> str:
 
 
 def lint(folder: Path) -> int:
-    """Read and decode every sample of a set. Returns how many."""
+    """Read and decode every sample of a set, and compare every shard with its checksum. Returns how many."""
     count = 0
-    for sample in read_set(folder):
-        for number, content in enumerate(sample.images):
-            try:
-                Image.open(io.BytesIO(content)).load()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
-        count += 1
+    for shard in load_index(folder):
+        for sample in read_shard(folder / shard.shard, samples=shard.samples):
+            pictures(sample)
+            count += 1
+        if hashlib.sha256((folder / shard.shard).read_bytes()).hexdigest() != shard.sha256:
+            raise DataError(f"{folder / shard.shard}: not what {INDEX} has the sha256 of; fetch the shard again")
     return count
 
 

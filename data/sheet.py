@@ -1,6 +1,5 @@
 """A contact sheet of samples: pictures, question, choices and answer, to be looked at and solved by a person."""
 
-import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data.puzzles.draw import BLACK, GREY, WHITE, font
-from data.sample import LETTERS, Sample
+from data.sample import LETTERS, Sample, pictures
 
 GAP = 12
 WIDTH = 1780  # holds the six samples of a kind that has two pictures
@@ -49,18 +48,18 @@ def _height(row: list[Image.Image]) -> int:
 
 def _cell(sample: Sample) -> Image.Image:
     """A sample's pictures, with its question, choices and answer beneath."""
-    pictures = [_enlarged(Image.open(io.BytesIO(image))) for image in sample.images]
-    width = min(WIDTH - 2 * GAP, max(244, sum(picture.width + GAP for picture in pictures)))
+    images = [_enlarged(picture) for picture in pictures(sample)]
+    width = min(WIDTH - 2 * GAP, max(244, sum(picture.width + GAP for picture in images)))
     lines = [(line, BLACK) for line in textwrap.wrap(f"{sample.key}: {sample.text.question}", width // 8)]
     lettered = zip(LETTERS, sample.text.choices or (), strict=False)
     listed = "  ".join(f"{name}) {choice}" for name, choice in lettered)
     lines += [(line, BLACK) for line in textwrap.wrap(listed, width // 8)]
     lines.append((f"answer: {sample.text.answer}", ANSWER))
-    pictures_high = max((picture.height for picture in pictures), default=0)
+    pictures_high = max((picture.height for picture in images), default=0)
     cell = Image.new("RGB", (width, pictures_high + GAP + len(lines) * (POINTS + 5)), WHITE)
     pen = ImageDraw.Draw(cell)
     left = 0
-    for picture in pictures:
+    for picture in images:
         cell.paste(picture, (left, 0))
         pen.rectangle((left, 0, left + picture.width - 1, picture.height - 1), outline=GREY)
         left += picture.width + GAP

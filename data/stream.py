@@ -5,6 +5,7 @@ out their samples shuffled in blocks. Nothing but (epoch, samples taken) is need
 stopped, and only the current shard is read again. Ranks own lanes; other ranks get other lanes.
 """
 
+import hashlib
 import itertools
 import random
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ class Stream:
             raise DataError(
                 f"{folder}: {lanes} lanes for {ranks} ranks; write at least {ranks} shards or raise data.lanes"
             )
+        # Tells a changed set from the one a state belongs to.
+        self.fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
         self.lanes = [Lane(folder, shards[i::lanes], i, seed, config.block) for i in range(rank, lanes, ranks)]
         self.turn = 0
 
@@ -104,14 +107,15 @@ class Stream:
 
     def state(self) -> dict:
         """What `restore` needs, as plain JSON."""
-        return {"turn": self.turn, "lanes": {str(lane.number): lane.state.model_dump() for lane in self.lanes}}
+        lanes = {str(lane.number): lane.state.model_dump() for lane in self.lanes}
+        return {"set": self.fingerprint, "turn": self.turn, "lanes": lanes}
 
     def restore(self, state: dict) -> None:
         """Go on from a state of the same number of ranks."""
+        if state["set"] != self.fingerprint:
+            raise DataError("the shard set changed since the checkpoint was written; bring it back or start a new run")
         if set(state["lanes"]) != {str(lane.number) for lane in self.lanes}:
-            raise DataError(
-                "the checkpoint's lanes are not this rank's; resume with the ranks and shards it was written with"
-            )
+            raise DataError("the checkpoint's lanes are not this rank's; resume with the ranks it was written with")
         self.turn = state["turn"]
         for lane in self.lanes:
             lane.restore(LaneState.model_validate(state["lanes"][str(lane.number)]))

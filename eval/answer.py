@@ -26,7 +26,10 @@ class Answerer:
         facts = json.loads(path.read_text())
         self.processor = Processor(str(export), facts["min_pixels"], facts["max_pixels"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = LatentVLM.from_export(export).to(device).eval()
+        try:
+            self.model = LatentVLM.from_export(export).to(device).eval()
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{export}: cannot be loaded ({' '.join(str(error).split())})") from error
         self.budget, self.max_new_tokens = budget, max_new_tokens
 
     def batches(self, samples: Iterable[Sample]) -> Iterator[list[Encoded]]:

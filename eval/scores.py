@@ -58,7 +58,7 @@ def score(correct: list[bool], blind: list[bool], chance: list[float]) -> Score:
     interval = binomtest(sum(correct), n).proportion_ci(method="wilson")
     differences = np.asarray(correct, float) - np.asarray(blind, float)
     gain = float(differences.mean())
-    margin = 1.96 * float(differences.std(ddof=1)) / n**0.5 if n > 1 else float("nan")
+    margin = 1.96 * float(differences.std(ddof=1)) / n**0.5 if n > 1 else 2.0  # one item says nothing
     return Score(
         n=n,
         accuracy=sum(correct) / n,

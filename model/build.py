@@ -60,9 +60,9 @@ def markers_of(processor: Processor) -> Markers:
     return Markers(processor.latent_start, processor.latent_end)
 
 
-def load_backbone(config: ModelConfig) -> Qwen2_5VL:
+def load_backbone(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Qwen2_5VL:
     """The backbone with the folder's weights, frozen and checkpointed as asked."""
-    backbone = family_of(config.folder).from_folder(str(config.folder))
+    backbone = family_of(config.folder).from_folder(str(config.folder), dtype)
     backbone.vision.requires_grad_(not config.freeze_vision)
     if config.checkpointing:
         backbone.checkpoint_layers()

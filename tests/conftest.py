@@ -83,7 +83,7 @@ def export_of(
         with torch.no_grad():
             for weight in backbone.parameters():
                 weight.mul_(4 if weight.dim() > 1 else 1)
-            backbone.model.lm_head.weight[processor.end].mul_(3)
+            backbone.model.lm_head.weight[processor.end].mul_(4)
         model.reset_latent()
         if objective not in ("sft", "pause"):
             torch.nn.init.normal_(model.prior.outer.weight)  # or z would be 0

@@ -54,7 +54,7 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
     # Alive while the weights load: transformers then splits each tensor over the ranks as it reads it.
     hf = HfDeepSpeedConfig(values) if stage == 3 else None
     try:
-        backbone = load_backbone(config.model)
+        backbone = load_backbone(config.model, torch.bfloat16 if uses_bf16(config) else torch.float32)
     except (OSError, ValueError) as error:
         raise ModelError(f"{config.model.folder}: cannot be loaded ({' '.join(str(error).split())})") from error
     finally:

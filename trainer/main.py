@@ -52,14 +52,10 @@ def main() -> None:
             print("\n".join(dry_run(config, bf16)))
         else:
             run(config)
-    except (configuration.ConfigError, ModelError) as error:
-        # Every rank finds the same fault; rank 0 says it, and the others leave it the time to.
+    except (configuration.ConfigError, ModelError, DataError) as error:
+        # What every rank finds, rank 0 says: the others leave it the time to, and the launcher then ends them.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -30,11 +30,11 @@ class Qwen2_5VL(nn.Module):
         return cls(Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=_attention(config)))
 
     @classmethod
-    def from_folder(cls, folder: str) -> "Qwen2_5VL":
+    def from_folder(cls, folder: str, dtype: torch.dtype = torch.float32) -> "Qwen2_5VL":
         """The weights of a Hugging Face folder; ValueError names any that are missing or left over."""
         config = cls.read_config(folder)
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, config=config, attn_implementation=_attention(config), output_loading_info=True
+            folder, config=config, dtype=dtype, attn_implementation=_attention(config), output_loading_info=True
         )
         wrong = {name: sorted(keys) for name, keys in report.items() if keys}
         if wrong:

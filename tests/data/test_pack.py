@@ -134,7 +134,7 @@ def test_a_sample_may_fill_the_budget_but_not_more(numbered: Path, over: int) ->
     with pytest.raises(DataError) as caught:
         list(itertools.islice(packs, 8))
     text = str(caught.value)
-    assert text.startswith("000002.tar: 13: 101 tokens, more than the budget of 100;") and "\n" not in text
+    assert text.startswith(f"{numbered}/000002.tar: 13: 101 tokens, more than the budget of 100;") and "\n" not in text
     assert "raise train.tokens" in text
 
 

@@ -1,5 +1,6 @@
 """Shard sets: what is written is read again, and every fault is one line that names its place and its mend."""
 
+import gzip
 import io
 import json
 import subprocess
@@ -215,37 +216,41 @@ def test_broken_sample(tmp_path: Path, fault: str) -> None:
     samples = shards.read_shard(path)
     assert next(samples).key == "good"
     text = refusal(lambda: next(samples))
-    assert text.startswith("000007.tar: k: ") and all(part in text for part in parts)
+    assert text.startswith(f"{path}: k: ") and all(part in text for part in parts)
     assert refusal(lambda: shards.lint(index(tmp_path, 3))) == text
 
 
 def no_picture(fault: str) -> bytes:
     """Content that begins as a picture at most."""
-    whole = picture(64)
-    header, end = whole[:16], whole[24:]
+    whole, bitmap = picture(64), picture(64, "BMP")
     return {
         "cut": whole[: len(whole) // 2],
         "cut JPEG": picture(64, "JPEG")[:-200],
         "empty": b"",
         "text": b"404: Not Found",
-        "huge": header + (10**5).to_bytes(4, "big") * 2 + end,  # 10 ** 10 pixels
+        "huge": bitmap[:18] + (10**5).to_bytes(4, "little") * 2 + bitmap[26:],  # says 10 ** 10 pixels
+        "short header": whole[:11] + b"\1" + whole[12:],
     }[fault]
 
 
-@pytest.mark.parametrize("fault", ["cut", "cut JPEG", "empty", "text", "huge"])
+@pytest.mark.parametrize("fault", ["cut", "cut JPEG", "empty", "text", "huge", "short header"])
 def test_damaged_picture(tmp_path: Path, processor: Processor, fault: str) -> None:
     members = [("k.0.png", picture()), ("k.1.png", no_picture(fault)), ("k.json", text_file())]
     path = pack(tmp_path / "000003.tar", members)
     (sample,) = shards.read_shard(path)
     for action in (lambda: shards.lint(index(tmp_path, 1)), lambda: processor.encode(sample)):
         text = refusal(action)
-        assert text.startswith("000003.tar: k.1: not a whole picture") and "write it again" in text
+        assert text.startswith(f"{path}: k.1: not a whole picture") and "write it again" in text
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @given(st.data())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_bytes_of_a_picture_never_get_further(processor: Processor, data: st.DataObject) -> None:
+def test_damaged_bytes_of_a_picture_never_get_further(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
     """Whatever a few wrong bytes do to a picture, it is read or refused in one line."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)  # keeps the test small
     content = bytearray(picture(32, data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP"]))))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(len(content) - 1, 60)))] = data.draw(st.integers(0, 255))
@@ -285,9 +290,16 @@ def test_tar_with_a_damaged_header(written: Path) -> None:
     assert str(path) in text and "1 samples, not 4" in text and "fetch the shard again" in text
 
 
-def test_no_tar_at_all(written: Path) -> None:
+def no_tar(fault: str, whole: bytes) -> bytes:
+    packed = bytearray(gzip.compress(whole))
+    packed[len(packed) // 2] ^= 255
+    return {"noise": bytes(range(256)) * 40, "empty": b"", "damaged gzip": bytes(packed)}[fault]
+
+
+@pytest.mark.parametrize("fault", ["noise", "empty", "damaged gzip"])
+def test_no_tar_at_all(written: Path, fault: str) -> None:
     path = written / "000000.tar"
-    path.write_bytes(bytes(range(256)) * (path.stat().st_size // 256))
+    path.write_bytes(no_tar(fault, path.read_bytes()))
     text = refusal(lambda: list(shards.read_shard(path)))
     assert str(path) in text and "broken tar after its start" in text and "fetch the shard again" in text
 
@@ -302,7 +314,7 @@ def test_lint_command_on_a_bad_set(tmp_path: Path) -> None:
     bad = cli("lint", index(tmp_path, 1))
     assert bad.returncode == 2 and bad.stdout == ""
     (line,) = bad.stderr.splitlines()
-    assert line.startswith("error: 000000.tar: k.0: not a whole picture")
+    assert line.startswith(f"error: {tmp_path}/000000.tar: k.0: not a whole picture")
 
 
 def test_sheet_command(tiny_shards: Path, tmp_path: Path) -> None:
@@ -312,3 +324,23 @@ def test_sheet_command(tiny_shards: Path, tmp_path: Path) -> None:
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.format == "PNG" and sheet.width > 500 and sheet.height > 500
     assert len(sheet.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    twice = [Sample(key=key, text=Text(**GOOD)) for key in ("one", "two", "one")]
+    assert "keys must differ" in refusal(lambda: shards.write(twice, tmp_path / "set", per_shard=2))
+
+
+def test_bytes_that_are_no_picture_are_not_written(tmp_path: Path) -> None:
+    sample = Sample(key="one", text=Text(**GOOD), images=(b"text",))
+    assert "one.0: not a picture" in refusal(lambda: shards.write([sample], tmp_path / "set", per_shard=2))
+
+
+def test_lint_finds_a_change_that_leaves_all_readable(written: Path) -> None:
+    """Same size, same keys, but another text."""
+    path = written / "000000.tar"
+    content = path.read_bytes()
+    changed = content.replace(b'"source":"puzzles"', b'"source":"puzzler"', 1)
+    assert changed != content
+    path.write_bytes(changed)
+    assert "sha256" in refusal(lambda: shards.lint(written))

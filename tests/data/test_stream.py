@@ -163,7 +163,7 @@ def test_lanes_of_another_rank_are_refused(sets: list[Path], rank: int, ranks: i
     first = Stream(config, 0, 2, 0)
     keys_of(first, 5)
     other = Stream(config, rank, ranks, 0)
-    with pytest.raises(DataError, match="resume with the ranks and shards") as caught:
+    with pytest.raises(DataError, match="resume with the ranks it was written with") as caught:
         other.restore(first.state())
     assert "\n" not in str(caught.value)
     assert keys_of(other, 10) == keys_of(Stream(config, rank, ranks, 0), 10)
@@ -180,3 +180,10 @@ def test_damage_shows_when_its_shard_is_read(sets: list[Path], tmp_path: Path) -
     stream = Stream(DataConfig(train=tmp_path, lanes=1, block=1), 0, 1, 0)
     with pytest.raises(DataError, match=r"000002\.tar: ends after 011 with 2 samples, not 5"):
         keys_of(stream, 23)
+
+
+def test_a_state_of_another_set_is_refused(sets: list[Path]) -> None:
+    state = Stream(DataConfig(train=sets[3]), 0, 1, 0).state()
+    other = Stream(DataConfig(train=sets[4]), 0, 1, 0)
+    with pytest.raises(DataError, match="the shard set changed"):
+        other.restore(state)

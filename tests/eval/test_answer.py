@@ -15,6 +15,7 @@ from data.sample import Sample
 from eval.answer import Answerer, predict
 from model.batch import cost
 from model.build import ModelError
+from model.latent_vlm import LatentVLM
 
 RECIPES = ("amvl", "deterministic", "pause", "sft")
 NEW = 6  # tokens of a reply at most
@@ -61,14 +62,23 @@ def test_objectives_reply_differently(export_of: Callable[[str], Path], samples:
     assert replies(answerer, samples) != found["amvl"]
 
 
+def plain_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """transformers' own model with the export's backbone."""
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+
+def image_places(plain: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
+    return (ids == plain.config.image_token_id).int()
+
+
 @torch.no_grad()
-def plain_reply(model: Qwen2_5_VLForConditionalGeneration, item: Encoded, end: int) -> list[int]:
+def plain_reply(plain: Qwen2_5_VLForConditionalGeneration, item: Encoded, end: int) -> list[int]:
     """Greedy decoding by one whole forward pass per token."""
     ids = item.prompt.clone()
     pictures = {"pixel_values": item.pixels, "image_grid_thw": item.grids} if len(item.grids) else {}
     while len(ids) < len(item.prompt) + NEW:
-        kinds = (ids == model.config.image_token_id).int()
-        logits = model(input_ids=ids[None], mm_token_type_ids=kinds[None], use_cache=False, **pictures).logits
+        places = image_places(plain, ids)[None]
+        logits = plain(input_ids=ids[None], mm_token_type_ids=places, use_cache=False, **pictures).logits
         token = logits[0, -1].argmax()
         if token == end:
             break
@@ -76,15 +86,60 @@ def plain_reply(model: Qwen2_5_VLForConditionalGeneration, item: Encoded, end: i
     return ids[len(item.prompt) :].tolist()
 
 
-def test_sft_replies_are_those_of_the_plain_model(
-    export_of: Callable[[str], Path], samples: list[Sample], processor: Processor
+@torch.no_grad()
+def plain_latent_reply(
+    plain: Qwen2_5_VLForConditionalGeneration, latent: LatentVLM, item: Encoded, processor: Processor
+) -> list[int]:
+    """The same with latents: a pass for the prior, then whole passes over prompt, marks, latents and reply."""
+    embed = plain.get_input_embeddings()
+    prompt = embed(item.prompt)
+    places = image_places(plain, item.prompt)
+    positions = torch.arange(len(prompt)).expand(3, 1, -1)
+    if len(item.grids):
+        prompt[places.bool()] = torch.cat(plain.get_image_features(item.pixels, item.grids).pooler_output)
+        positions, _ = plain.model.get_rope_index(item.prompt[None], places[None], item.grids)
+
+    def states(behind: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of the vectors that stand behind the prompt."""
+        following = (positions.max() + 1 + torch.arange(len(behind))).expand(3, 1, -1)
+        inputs = torch.cat([prompt, behind])[None]
+        where = torch.cat([positions, following], dim=2)
+        found = plain.model.language_model(inputs_embeds=inputs, position_ids=where, use_cache=False)
+        return found.last_hidden_state[0, len(prompt) :]
+
+    thought = latent.slots(latent.scale)
+    if latent.recipe.latents != "pause":
+        z = latent.prior(states(thought)[None]).mean
+        thought = latent.injection(z, latent.scale)[0]
+    start, end = embed(torch.tensor([processor.latent_start, processor.latent_end])).split(1)
+    behind, reply = torch.cat([start, thought, end]), []
+    while len(reply) < NEW:
+        token = plain.lm_head(states(behind)[-1]).argmax()
+        if token == processor.end:
+            break
+        reply.append(int(token))
+        behind = torch.cat([behind, embed(token)[None]])
+    return reply
+
+
+@pytest.mark.parametrize("objective", RECIPES)
+def test_replies_are_those_of_the_plain_model(
+    export_of: Callable[[str], Path], samples: list[Sample], objective: str
 ) -> None:
-    folder = export_of("sft")
-    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
-    wanted = {s.key: plain_reply(plain, processor.encode(s), processor.end) for s in samples[:16]}
-    found = replies(Answerer(folder, 100_000, NEW), samples[:16])
+    """Against transformers' own attention, one sample at a time and nothing remembered."""
+    answerer = Answerer(export_of(objective), 100_000, NEW)
+    plain, processor = plain_model(export_of(objective)), answerer.processor
+    wanted = {}
+    for sample in samples[:16]:
+        item = processor.encode(sample)
+        if objective == "sft":
+            wanted[sample.key] = plain_reply(plain, item, processor.end)
+        else:
+            wanted[sample.key] = plain_latent_reply(plain, answerer.model, item, processor)
+    found = replies(answerer, samples[:16])
     assert found == {key: processor.decode(ids) for key, ids in wanted.items()}
-    assert {len(ids) for ids in wanted.values()} > {NEW}
+    assert len({tuple(ids) for ids in wanted.values()}) > 8
+    assert {len(ids) for ids in wanted.values()} > {NEW}  # some end by themselves
 
 
 @pytest.mark.parametrize("budget", [1, 60, 150, 400])
