@@ -1,6 +1,8 @@
 # make train   everything from a bare machine to a trained, evaluated model (runs/quickstart)
 # make test    lint, types and tests
+# make check   lint and types alone
 # make puzzles a contact sheet of the generated puzzles (runs/puzzles.png)
+# make clean   deletes the environment; runs/ stays
 
 PYTHON ?= python3
 VENV   := .venv
@@ -27,7 +29,7 @@ train: $(VENV)/installed
 	$(BIN)/python -m data.quickstart --out $(DATA)
 	$(BIN)/python -m model.backbones.tiny --shards $(DATA)/train --out $(DATA)/backbone
 	$(LAUNCH) trainer/main.py configs/quickstart.yaml
-	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --data $(DATA)/heldout --started $(START)
+	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --started $(START)
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -49,4 +51,4 @@ $(VENV)/installed: setup.py requirements/cpu.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -16,7 +16,7 @@ class Packs:
         self.stream, self.encode, self.cost, self.budget = stream, encode, cost, budget
         self._waiting: Encoded | None = None
         self._primed: list[Encoded] | None = None
-        self._state = self._primed_state = stream.state()
+        self._primed_state: dict = {}
 
     def __iter__(self) -> "Packs":
         return self
@@ -38,8 +38,6 @@ class Packs:
         room = self.budget
         while True:
             if self._waiting is None:
-                # The state before a sample is drawn: on resume the waiting sample is drawn again.
-                self._state = self.stream.state()
                 self._waiting = self.encode(next(self.stream))
             cost = self.cost(self._waiting)
             if cost > self.budget:
@@ -57,9 +55,9 @@ class Packs:
         """The stream's state at the first sample that was not handed out yet."""
         if self._primed is not None:
             return self._primed_state
-        return self._state if self._waiting is not None else self.stream.state()
+        # The waiting sample was the last one drawn: on resume it is drawn again.
+        return self.stream.state(before_last=self._waiting is not None)
 
     def restore(self, state: dict) -> None:
         self._waiting = self._primed = None
         self.stream.restore(state)
-        self._state = self.stream.state()

@@ -34,8 +34,16 @@ class Processor:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.tokenizer.add_special_tokens({"additional_special_tokens": [LATENT_START, LATENT_END]}, False)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-            folder, size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
+            folder,
+            size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+            # A folder's own values of these two would win over `size`.
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
         )
+        if (
+            IMAGE_PAD not in self.tokenizer.get_vocab()
+        ):  # transformers makes up an empty tokenizer where files are missing
+            raise ValueError(f"the tokenizer has no {IMAGE_PAD}")
         self.image_token = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.latent_start, self.latent_end = self.tokenizer.convert_tokens_to_ids([LATENT_START, LATENT_END])
         self.end = self.tokenizer.eos_token_id

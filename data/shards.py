@@ -13,10 +13,11 @@ import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import webdataset
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.sample import DataError, Sample, Text, pictures
 from data.sheet import write_sheet
@@ -30,7 +31,7 @@ class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shard: str
-    samples: int
+    samples: Annotated[int, Field(ge=1)]
     bytes: int
     sha256: str
 

@@ -96,19 +96,24 @@ class Stream:
         self.fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
         self.lanes = [Lane(folder, shards[i::lanes], i, seed, config.block) for i in range(rank, lanes, ranks)]
         self.turn = 0
+        self._before = 0, LaneState()  # turn and state of that lane before the last sample
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Sample:
-        sample = next(self.lanes[self.turn])
+        lane = self.lanes[self.turn]
+        self._before = self.turn, lane.state.model_copy()
         self.turn = (self.turn + 1) % len(self.lanes)
-        return sample
+        return next(lane)
 
-    def state(self) -> dict:
-        """What `restore` needs, as plain JSON."""
-        lanes = {str(lane.number): lane.state.model_dump() for lane in self.lanes}
-        return {"set": self.fingerprint, "turn": self.turn, "lanes": lanes}
+    def state(self, before_last: bool = False) -> dict:
+        """What `restore` needs, as plain JSON; `before_last` as if the last sample had not been taken."""
+        turn, states = self.turn, [lane.state for lane in self.lanes]
+        if before_last:
+            turn, states[self._before[0]] = self._before[0], self._before[1]
+        lanes = {str(lane.number): state.model_dump() for lane, state in zip(self.lanes, states, strict=True)}
+        return {"set": self.fingerprint, "turn": turn, "lanes": lanes}
 
     def restore(self, state: dict) -> None:
         """Go on from a state of the same number of ranks."""

@@ -1,5 +1,6 @@
 """Batched answers of an exported checkpoint, appended item by item so that a killed run goes on."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ class Answerer:
             self.model = LatentVLM.from_export(export).to(device).eval()
         except (OSError, ValueError) as error:
             raise ModelError(f"{export}: cannot be loaded ({' '.join(str(error).split())})") from error
+        self.export_id: str = facts["id"]
         self.budget, self.max_new_tokens = budget, max_new_tokens
 
     def batches(self, samples: Iterable[Sample]) -> Iterator[list[Encoded]]:
@@ -52,30 +54,40 @@ class Answerer:
         ids = answer(self.model, batch, markers, self.processor.end, self.max_new_tokens)
         return [self.processor.decode(reply) for reply in ids]
 
+    def item_id(self, sample: Sample) -> str:
+        """Tells a prediction apart by everything it depends on: export, text, pictures, settings."""
+        digest = hashlib.sha256(f"{self.export_id}/{self.max_new_tokens}/{sample.key}/".encode())
+        digest.update(sample.text.model_dump_json().encode())
+        for image in sample.images:
+            digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()[:16]
+
     def _cost(self, item: Encoded) -> int:
         return cost(item, self.model.recipe, self.model.config.slots) + self.max_new_tokens
 
 
 def predict(answerer: Answerer, samples: list[Sample], path: Path) -> list[dict[str, Any]]:
-    """Predictions of all samples; those already in the file are kept, the rest appended as they come."""
+    """Predictions of all samples; those the file has of this very item are kept, the rest appended as they come."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = {line["key"]: line for line in _whole_lines(path)}
-    rest = [s for s in samples if s.key not in known]
+    known = {line["id"]: line for line in _whole_lines(path)}
+    ids = [answerer.item_id(s) for s in samples]
+    rest = [s for s, item_id in zip(samples, ids, strict=True) if item_id not in known]
     with path.open("a") as file, tqdm(total=len(samples), initial=len(samples) - len(rest), unit="item") as bar:
         for batch in answerer.batches(rest):
             for item, reply in zip(batch, answerer.reply(batch), strict=True):
-                text = item.sample.text
-                known[item.sample.key] = {
+                text, item_id = item.sample.text, answerer.item_id(item.sample)
+                known[item_id] = {
+                    "id": item_id,
                     "key": item.sample.key,
                     "task": text.task,
                     "reply": reply,
                     "answer": text.answer,
-                    "correct": reply == text.answer,
+                    "correct": reply == text.answer.strip(),
                 }
-                file.write(json.dumps(known[item.sample.key]) + "\n")
+                file.write(json.dumps(known[item_id]) + "\n")
             file.flush()
             bar.update(len(batch))
-    return [known[s.key] for s in samples]
+    return [known[item_id] for item_id in ids]
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -17,11 +17,11 @@ from pathlib import Path
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eval/run_shards.py", description="evaluate a checkpoint on a shard set")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder (its newest export) or an export")
-    parser.add_argument("--data", type=Path, required=True, help="shard set of held-out items")
+    parser.add_argument("--data", type=Path, help="shard set of held-out items; default: the run's data.heldout")
     parser.add_argument("--train", type=Path, help="shard set the blind baseline learns from; default: the run's own")
     parser.add_argument("--out", type=Path, help="default: eval/ in the run folder, or in the export")
     parser.add_argument("--tokens", type=int, default=8000, help="tokens per batch")
-    parser.add_argument("--max-new-tokens", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="a reply is cut there")
     parser.add_argument("--started", type=float, help="when the whole job began (seconds since 1970), for wall_seconds")
     return parser.parse_args()
 
@@ -46,9 +46,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from eval.scores import Blind, by_task, table
 
     export, run = _resolve(arguments.checkpoint)
-    train = arguments.train or _train_set(run, export)
+    train = arguments.train or _set_of(run, export, "train")
+    heldout = arguments.data or _set_of(run, export, "heldout")
     out = arguments.out or (run or export) / "eval" / export.name
-    samples = list(read_set(arguments.data))
+    samples = list(read_set(heldout))
     answerer = Answerer(export, arguments.tokens, arguments.max_new_tokens)
     predictions = predict(answerer, samples, out / "predictions.jsonl")
     texts = [sample.text for sample in samples]
@@ -57,7 +58,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     (out / "scores.json").write_text(json.dumps(found, indent=1))
     report = write_report(out / "report.html", str(export), scores, samples, predictions)
     if run:
-        _summarise(run, found, arguments.started, [out / "scores.json", report])
+        _summarise(run, export, found, arguments.started, [out / "scores.json", report])
     print(table(scores))
     print(f"report: {report}")
 
@@ -79,26 +80,33 @@ def _resolve(checkpoint: Path) -> tuple[Path, Path | None]:
     return exports[-1].parent, checkpoint
 
 
-def _train_set(run: Path | None, export: Path) -> Path:
+def _set_of(run: Path | None, export: Path, name: str) -> Path:
+    """The shard set that the run's config names."""
     import yaml
 
     from data.sample import DataError
 
+    flag = {"train": "--train", "heldout": "--data"}[name]
     if run is None:
-        raise DataError(f"{export}: stands outside a run, so its training set is not known; name it with --train")
-    return Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["train"])
+        raise DataError(f"{export}: stands outside a run, so its data.{name} is not known; name the set with {flag}")
+    folder = yaml.safe_load((run / "config.yaml").read_text())["data"][name]
+    if folder is None:
+        raise DataError(f"{run / 'config.yaml'}: data.{name} is not set; name the set with {flag}")
+    return Path(folder)
 
 
-def _summarise(run: Path, scores: dict, started: float | None, files: list[Path]) -> None:
-    """Scores into summary.json and onto the MLflow run that trained the checkpoint."""
+def _summarise(run: Path, export: Path, scores: dict, started: float | None, files: list[Path]) -> None:
+    """Scores onto the MLflow run that trained the checkpoint and, for its last export, into summary.json."""
     path = run / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {}
-    whole = scores["all"]
-    summary |= {name: whole[name] for name in ("accuracy", "blind", "chance", "n")}
-    summary["by_task"] = {name: score for name, score in scores.items() if name != "all"}
-    if started:
-        summary["wall_seconds"] = round(time.time() - started, 1)
-    path.write_text(json.dumps(summary, indent=1))
+    if Path(summary.get("export", "")).name == export.name:
+        summary |= {name: scores["all"][name] for name in ("accuracy", "blind", "chance", "n")}
+        summary["by_task"] = {name: score for name, score in scores.items() if name != "all"}
+        if started:
+            summary.setdefault("wall_seconds", round(time.time() - started, 1))
+        part = path.with_name("summary.json.part")
+        part.write_text(json.dumps(summary, indent=1))
+        part.rename(path)
     if "mlflow_run_id" not in summary:
         return
     from mlflow import MlflowClient
@@ -106,10 +114,10 @@ def _summarise(run: Path, scores: dict, started: float | None, files: list[Path]
 
     client, now = MlflowClient(summary["mlflow_uri"]), int(time.time() * 1000)
     values = {f"eval/{task}/{name}": score[name] for task, score in scores.items() for name in ("accuracy", "blind")}
-    metrics = [Metric(name, value, now, summary.get("steps", 0)) for name, value in values.items()]
-    client.log_batch(summary["mlflow_run_id"], metrics=metrics)
+    step = int(export.name.removeprefix("step_"))
+    client.log_batch(summary["mlflow_run_id"], metrics=[Metric(k, v, now, step) for k, v in values.items()])
     for file in [*files, path]:
-        client.log_artifact(summary["mlflow_run_id"], str(file), "eval")
+        client.log_artifact(summary["mlflow_run_id"], str(file), f"eval/{export.name}")
     print(f"MLflow: mlflow ui --backend-store-uri {summary['mlflow_uri']}")
 
 

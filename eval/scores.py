@@ -8,29 +8,46 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from data.sample import Text
+from data.sample import LETTERS, Text
 
 
 class Blind:
-    """The baseline that sees no picture: the commonest training answer to the same text."""
+    """The baseline that sees no picture: the commonest training answer to the same text.
+
+    Where choices come in another order than in training, it takes the offered choice whose content was most
+    often right for the same question, and for a question never seen the commonest answer of its task.
+    """
 
     def __init__(self, texts: Iterable[Text]) -> None:
         by_text: dict[str, Counter[str]] = defaultdict(Counter)
         by_task: dict[str, Counter[str]] = defaultdict(Counter)
+        self._right_choices: dict[str, Counter[str]] = defaultdict(Counter)
         for text in texts:
             by_text[_seen(text)][text.answer] += 1
             by_task[text.task][text.answer] += 1
+            if text.choices is not None:
+                self._right_choices[_question(text)][text.choices[LETTERS.index(text.answer)]] += 1
         self._by_text = {seen: _commonest(answers) for seen, answers in by_text.items()}
         self._by_task = {task: _commonest(answers) for task, answers in by_task.items()}
         self.answers = {task: len(answers) for task, answers in by_task.items()}
 
     def answer(self, text: Text) -> str:
-        """Its answer; a text never seen gets the commonest answer of its task."""
-        return self._by_text.get(_seen(text)) or self._by_task.get(text.task, "")
+        """Its answer: a letter where there are choices."""
+        if _seen(text) in self._by_text:
+            return self._by_text[_seen(text)]
+        right = self._right_choices.get(_question(text), Counter())
+        counts = [right[choice] for choice in text.choices or ()]
+        if any(counts):
+            return LETTERS[counts.index(max(counts))]
+        return self._by_task.get(text.task, "")
+
+
+def _question(text: Text) -> str:
+    return f"{text.task}\n{text.question}"
 
 
 def _seen(text: Text) -> str:
-    return "\n".join((text.task, text.question, *(text.choices or ())))
+    return "\n".join((_question(text), *(text.choices or ())))
 
 
 def _commonest(answers: Counter[str]) -> str:
@@ -87,11 +104,11 @@ def by_task(predictions: list[dict[str, Any]], texts: list[Text], blind: Blind) 
 
 
 def table(scores: dict[str, Score]) -> str:
-    """Scores as a text table, all items first."""
-    lines = [f"{'task':<20}{'n':>6}{'accuracy':>10}  {'95 % interval':<15}{'blind':>8}{'chance':>8}{'gain':>8}"]
+    """Scores as a text table, all items first; every interval is of 95 %."""
+    columns = f"{'task':<20}{'n':>6}{'accuracy':>10}  {'interval':<16}{'blind':>7}{'chance':>8}"
+    lines = [f"{columns}{'gain':>8}  interval"]
     for name, s in scores.items():
-        interval = f"[{s.low:.3f}, {s.high:.3f}]"
-        lines.append(
-            f"{name:<20}{s.n:>6}{s.accuracy:>10.3f}  {interval:<15}{s.blind:>8.3f}{s.chance:>8.3f}{s.gain:>+8.3f}"
-        )
+        accuracy = f"{s.accuracy:>10.3f}  {f'[{s.low:.3f}, {s.high:.3f}]':<16}"
+        gain = f"{s.gain:>+8.3f}  [{s.gain_low:+.3f}, {s.gain_high:+.3f}]"
+        lines.append(f"{name:<20}{s.n:>6}{accuracy}{s.blind:>7.3f}{s.chance:>8.3f}{gain}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from data.processor import Encoded
 from data.sample import Sample
 from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.latent import LatentConfig
-from model.layout import Layout, first_round, next_round
+from model.layout import PREFIX, Layout, first_round, next_round
 from model.objective import Recipe
 
 FIRST, SECOND = 0, 1  # branch numbers
@@ -106,19 +106,9 @@ def collate(
         second = next_round(first, [[len(ids)] for ids in decode], [[0] for _ in samples])
     ids = torch.cat([s.prompt for s in samples] + [b for branches in known for b in branches])
     real = any(len(s.grids) for s in samples)
-    last, ahead = (second or first), 0 if latents == "none" else k + 1
-    targets, target_rows = [], []
-    if answers:
-        branch_rows = last.branch_rows(FIRST)
-        for n, s in enumerate(samples):
-            # Without markers the prompt's last token predicts the first target.
-            target_rows += [_last_prefix_row(first, n)] if latents == "none" else []
-            target_rows += branch_rows[n][ahead:]
-            targets.append(s.answer)
-    slot_rows = {
-        "none": [],
-        "pause": [rows[1 : 1 + k] for rows in first.branch_rows(FIRST)],
-    }.get(latents, first.branch_rows(FIRST))
+    slot_rows = first.branch_rows(FIRST) if latents != "none" else []
+    if latents == "pause":
+        slot_rows = [rows[1 : 1 + k] for rows in slot_rows]  # between the marks
     prompt_tokens = sum(len(s.prompt) for s in samples)
     return Batch(
         ids=ids,
@@ -132,8 +122,8 @@ def collate(
         ids2=torch.cat(decode) if second else blank[:0],
         second=second,
         z_rows=_flat([rows[1 : 1 + k] for rows in second.branch_rows(FIRST)] if second else []),
-        target_rows=torch.tensor(target_rows, dtype=torch.long),
-        targets=torch.cat(targets) if targets else blank[:0],
+        target_rows=_target_rows(second or first, latents, k) if answers else blank[:0],
+        targets=torch.cat([s.answer for s in samples]) if answers else blank[:0],
         samples=len(samples),
     )
 
@@ -142,9 +132,12 @@ def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([row for sample in rows for row in sample], dtype=torch.long)
 
 
-def _last_prefix_row(layout: Layout, sample: int) -> int:
-    segment = layout.segments[sample]
-    return segment.row + segment.length - 1
+def _target_rows(layout: Layout, latents: str, slots: int) -> Tensor:
+    """Rows that predict the answers' tokens: from the end mark on, or from the prompt's last token on."""
+    if latents != "none":
+        return _flat([rows[slots + 1 :] for rows in layout.branch_rows(FIRST)])
+    ends = [rows[-1:] for rows in layout.branch_rows(PREFIX)]
+    return _flat([[*end, *rows] for end, rows in zip(ends, layout.branch_rows(FIRST), strict=True)])
 
 
 def _dummy_grid(backbone: Qwen2_5VL) -> Tensor:

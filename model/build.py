@@ -38,12 +38,19 @@ class ModelConfig(BaseModel):
         return self
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def family_of(folder: Path) -> type[Qwen2_5VL]:
     """The backbone class for a folder; ModelError when the folder or its family is not there."""
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{path}: no such file; name a Hugging Face folder in model.folder")
-    kind = json.loads(path.read_text()).get("model_type")
+    try:
+        kind = json.loads(path.read_text()).get("model_type")
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({_one_line(error)}); fetch the folder again") from error
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type {kind!r} is not supported; the families are {', '.join(FAMILIES)}")
     return FAMILIES[kind]
@@ -51,8 +58,19 @@ def family_of(folder: Path) -> type[Qwen2_5VL]:
 
 def load_processor(config: ModelConfig) -> Processor:
     """Tokenizer and image processor of the folder."""
-    family_of(config.folder)
-    return Processor(str(config.folder), config.min_pixels, config.max_pixels)
+    rows = family_of(config.folder).read_config(str(config.folder)).text_config.vocab_size
+    try:
+        processor = Processor(str(config.folder), config.min_pixels, config.max_pixels)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{config.folder}: no tokenizer or image processor ({_one_line(error)}); fetch it again"
+        ) from error
+    if len(processor.tokenizer) > rows:
+        raise ModelError(
+            f"{config.folder}: {len(processor.tokenizer)} tokens with the latent marks for {rows} embedding rows; "
+            "enlarge the embedding of the folder"
+        )
+    return processor
 
 
 def markers_of(processor: Processor) -> Markers:

@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def export(checkpoint: Path, config: dict[str, Any], out: Path) -> Path:
     recipe = ObjectiveConfig(**config["objective"]).recipe
     state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     model = shape_only(model_config, latent, recipe)
-    _check(checkpoint, state, model.state_dict())
+    check(checkpoint, state, model.state_dict())
     return write(model, state, load_processor(model_config), config["objective"], out)
 
 
@@ -59,13 +60,15 @@ def write(
         "objective": objective,
         "min_pixels": pixels["shortest_edge"],
         "max_pixels": pixels["longest_edge"],
+        "id": uuid.uuid4().hex,  # tells predictions of this export from those of an earlier one at the same place
     }
     (part / "latent.json").write_text(json.dumps(facts, indent=1))
     part.rename(out)
     return out
 
 
-def _check(checkpoint: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check(checkpoint: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """ModelError when `state` is not finite tensors of just the names and shapes expected."""
     for name, tensor in expected.items():
         if name not in state:
             raise ModelError(f"{checkpoint}: holds no {name}; it is not a checkpoint of this config")

@@ -16,7 +16,7 @@ _MIDDLE, _HALF = sum(LOG_SIGMA) / 2, (LOG_SIGMA[1] - LOG_SIGMA[0]) / 2
 
 
 class LatentConfig(BaseModel):
-    """Sizes of the latent parts (defaults of the paper, arXiv 2607.00461, section 5.1)."""
+    """Sizes of the latent parts; k and d by default those of the paper (arXiv 2607.00461), the heads' width is ours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,14 +46,21 @@ def kl(a: Gaussian, b: Gaussian) -> Tensor:
     return b.log_sigma - a.log_sigma + 0.5 * (variance_ratio + distance - 1)
 
 
+class ExactLinear(nn.Linear):
+    """A linear layer that computes in fp32 whatever its weights are kept in: a mean rounded to bf16 costs nats."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
 class GaussianHead(nn.Module):
     """Hidden states at the slots [N, k, C] to a Gaussian. The last layer starts at zero: N(0, I)."""
 
     def __init__(self, hidden: int, config: LatentConfig) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
-        self.inner = nn.Linear(hidden, config.head_width)
-        self.outer = nn.Linear(config.head_width, 2 * config.width)
+        self.inner = ExactLinear(hidden, config.head_width)
+        self.outer = ExactLinear(config.head_width, 2 * config.width)
 
     def reset(self) -> None:
         for layer in (self.norm, self.inner):
@@ -63,7 +70,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, states: Tensor) -> Gaussian:
         states = self.norm(states.to(self.norm.weight.dtype))
-        mean, raw = self.outer(F.silu(self.inner(states))).float().chunk(2, dim=-1)
+        mean, raw = self.outer(F.silu(self.inner(states))).chunk(2, dim=-1)
         # Shifted so that a raw value of 0 is log sigma 0.
         return Gaussian(mean, _MIDDLE + _HALF * torch.tanh(raw + math.atanh(-_MIDDLE / _HALF)))
 

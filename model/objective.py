@@ -8,7 +8,7 @@ sg stops the gradient: the forward KL trains the prior p alone, the reverse KL t
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from model.latent import Gaussian, kl
@@ -52,6 +52,13 @@ class ObjectiveConfig(BaseModel):
     late: tuple[float, float] = Field((0.3, 0.4), description="share of steps where the second weight rises, from, to")
     order: Literal["forward_first", "reverse_first"] = Field("forward_first", description="whose weight rises first")
 
+    @field_validator("early", "late")
+    @classmethod
+    def _rises_within_the_run(cls, rise: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= rise[0] <= rise[1] <= 1:
+            raise ValueError("a rise goes from a share of the steps to a later one, both from 0 to 1")
+        return rise
+
     @property
     def recipe(self) -> Recipe:
         return RECIPES[self.name]
@@ -68,9 +75,9 @@ class ObjectiveConfig(BaseModel):
 
 def _ramp(share: float, rise: tuple[float, float]) -> float:
     start, end = rise
-    if share >= end:
-        return 1.0
-    return max(0.0, (share - start) / (end - start))
+    if share <= start < end or share < start:
+        return 0.0
+    return 1.0 if share >= end else (share - start) / (end - start)
 
 
 def kl_terms(recipe: Recipe, prior: Gaussian, posterior: Gaussian) -> tuple[Tensor, Tensor]:

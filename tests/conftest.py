@@ -7,6 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+
+# These tests compare CPU with CPU, also on a machine with a GPU. Set before torch and DeepSpeed look.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
 import torch
 
 from data import puzzles, shards
@@ -20,7 +24,6 @@ from model.latent_vlm import LatentVLM
 from model.objective import RECIPES
 
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 KINDS = ("counting", "correspondence", "jigsaw", "relative_position", "pattern", "maze")
 PIXELS = {"min_pixels": 64 * 64, "max_pixels": 256 * 256}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed.comm as dist
+import torch
 from deepspeed import DeepSpeedEngine
 
 from data.pack import Packs
@@ -27,6 +28,13 @@ class Progress:
     step: int = 0
     samples: int = 0
     seconds: float = 0.0  # spent in steps
+
+
+def agreed(run: Path) -> Path | None:
+    """The newest complete checkpoint as rank 0 sees it, so that a slow file system cannot part the ranks."""
+    found = [newest(run) if dist.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def newest(run: Path) -> Path | None:
@@ -77,7 +85,9 @@ def restore_stream(checkpoint: Path, packs: Packs) -> None:
 
 def restore_engine(checkpoint: Path, engine: DeepSpeedEngine) -> None:
     """Put weights, optimizer and schedule back to the checkpoint's."""
-    engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if loaded is None:
+        raise ConfigError(f"{checkpoint}: DeepSpeed found nothing to load; delete it to resume from an older one")
 
 
 def refuse_other(config: Config) -> None:
@@ -85,6 +95,8 @@ def refuse_other(config: Config) -> None:
     path = config.run.path / "config.yaml"
     last = newest(config.run.path)
     if last is None:
+        if left := [p for p in (config.run.path / "export", config.run.path / "summary.json") if p.exists()]:
+            raise ConfigError(f"{left[0]}: left from an earlier run; name another run.name or delete {config.run.path}")
         return
     theirs = path.read_text().splitlines() if path.is_file() else []
     for here, there in itertools.zip_longest(config.to_yaml().splitlines(), theirs, fillvalue=""):

@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,6 +44,11 @@ class TrainConfig(ScheduleConfig):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
     log_every: int = Field(10, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps")
+
+    @property
+    def bf16(self) -> bool:
+        """fp32 is twice as fast as bf16 on a CPU, and bf16 many times faster on a GPU."""
+        return {"auto": torch.cuda.is_available(), "bf16": True, "fp32": False}[self.precision]
 
 
 class Config(BaseModel):

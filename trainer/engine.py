@@ -24,7 +24,7 @@ def settings(config: Config) -> dict[str, Any]:
         "gradient_accumulation_steps": train.accumulation,
         "gradient_clipping": train.clip,
         "steps_per_print": 10**9,
-        "bf16": {"enabled": uses_bf16(config)},
+        "bf16": {"enabled": config.train.bf16},
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -38,32 +38,30 @@ def settings(config: Config) -> dict[str, Any]:
     clash = sorted(set(values) & set(fixed))
     if clash:
         raise ConfigError(f"{config.deepspeed}: {clash[0]} is set by the run's own config; take it out of the file")
+    stage = values.get("zero_optimization", {}).get("stage")
+    if stage != 3:
+        raise ConfigError(
+            f"{config.deepspeed}: zero_optimization.stage is {stage}; the trainer runs stage 3, set it to 3"
+        )
     return values | fixed
-
-
-def uses_bf16(config: Config) -> bool:
-    """fp32 is twice as fast as bf16 on a CPU, and bf16 many times faster on a GPU."""
-    auto = torch.cuda.is_available()
-    return {"auto": auto, "bf16": True, "fp32": False}[config.train.precision]
 
 
 def build(config: Config) -> deepspeed.DeepSpeedEngine:
     """Load the model under zero.Init and wrap it, with two learning rates and their schedule."""
     values = settings(config)
-    stage = values.get("zero_optimization", {}).get("stage", 0)
     # Alive while the weights load: transformers then splits each tensor over the ranks as it reads it.
-    hf = HfDeepSpeedConfig(values) if stage == 3 else None
+    hf = HfDeepSpeedConfig(values)
     try:
-        backbone = load_backbone(config.model, torch.bfloat16 if uses_bf16(config) else torch.float32)
+        backbone = load_backbone(config.model, torch.bfloat16 if config.train.bf16 else torch.float32)
     except (OSError, ValueError) as error:
         raise ModelError(f"{config.model.folder}: cannot be loaded ({' '.join(str(error).split())})") from error
     finally:
         del hf
-    with deepspeed.zero.Init(config_dict_or_path=values, enabled=stage == 3):
+    with deepspeed.zero.Init(config_dict_or_path=values):
         model = LatentVLM(backbone, config.latent, config.objective.recipe)
     latent = [p for module in model.latent_modules().values() for p in module.parameters()]
     # Rank 0's first values reach all ranks; the embedding is only read.
-    with deepspeed.zero.GatheredParameters([*latent, backbone.embedding.weight], modifier_rank=0, enabled=stage == 3):
+    with deepspeed.zero.GatheredParameters([*latent, backbone.embedding.weight], modifier_rank=0):
         torch.manual_seed(config.run.seed)
         model.reset_latent()
     groups = [

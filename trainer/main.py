@@ -44,12 +44,9 @@ def main() -> None:
         if arguments.print_config:
             print(config.to_yaml(), end="")
         elif arguments.dry_run:
-            import torch
-
             from trainer.plan import dry_run
 
-            bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and torch.cuda.is_available())
-            print("\n".join(dry_run(config, bf16)))
+            print("\n".join(dry_run(config)))
         else:
             run(config)
     except (configuration.ConfigError, ModelError, DataError) as error:
@@ -80,9 +77,9 @@ def run(config: "Config") -> None:
     deepspeed.init_distributed()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     checkpoint.refuse_other(config)
-    last = checkpoint.newest(config.run.path)
+    last = checkpoint.agreed(config.run.path)
     facts = checkpoint.facts_of(last) if last else {}
-    if last and checkpoint.step_of(last) == config.train.steps and finish.is_exported(config):
+    if last and finish.is_finished(config):
         if rank == 0:
             print(f"{config.run.path}: all {config.train.steps} steps are done; delete the folder to train again")
         return
@@ -107,13 +104,13 @@ def run(config: "Config") -> None:
     reporter = Reporter(config, tracker, ranks, progress.step)
     try:
         loop.train(config, engine, packs, markers_of(processor), progress, reporter)
+        # The others are done: an export may take longer than they would wait for rank 0.
+        dist.destroy_process_group()
+        if tracker:
+            finish.finish(config, progress, tracker, ranks)
     except BaseException:
         reporter.close("FAILED")
         raise
-    reporter.close()
-    if tracker:
-        finish.finish(config, progress, tracker, ranks)
-    dist.barrier()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from data.stream import Stream
 from model.batch import cost
 from model.build import load_processor, shape_only
 from trainer.config import Config
+from trainer.engine import settings
 
 RANKS = (1, 2, 8, 64)
 
@@ -38,8 +39,10 @@ def activation_bytes(config: Config, text: PreTrainedConfig, targets: int, bf16:
     return config.train.tokens * kept * (2 if bf16 else 4) + targets * text.vocab_size * 4 * 2
 
 
-def dry_run(config: Config, bf16: bool) -> list[str]:
+def dry_run(config: Config) -> list[str]:
     """Lines that say what the run would be. Raises what the run would raise at its start."""
+    settings(config)
+    bf16 = config.train.bf16
     processor = load_processor(config.model)
     recipe = config.objective.recipe
     model = shape_only(config.model, config.latent, recipe)

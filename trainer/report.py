@@ -1,6 +1,7 @@
 """What a run says while it trains: one progress bar and MLflow metrics, on rank 0."""
 
 import math
+import sys
 from typing import Any
 
 from deepspeed import DeepSpeedEngine
@@ -18,7 +19,12 @@ class Reporter:
     def __init__(self, config: Config, tracker: Tracker | None, ranks: int, first_step: int) -> None:
         self.config, self.tracker, self.ranks = config, tracker, ranks
         self.bar = tqdm(
-            total=config.train.steps, initial=first_step, disable=tracker is None, unit="step", dynamic_ncols=True
+            total=config.train.steps,
+            initial=first_step,
+            disable=tracker is None,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs few lines
         )
         self._clear()
 
@@ -47,7 +53,8 @@ class Reporter:
             metrics = self.metrics(progress, weights, engine)
             self.tracker.metrics(metrics, progress.step)
             self.bar.set_postfix_str(
-                f"loss {metrics['loss/total']:.3f}, {metrics['speed/tokens_per_second']:,.0f} tokens/s"
+                f"loss {metrics['loss/total']:.3f}, {metrics['speed/tokens_per_second']:,.0f} tokens/s",
+                refresh=False,
             )
             self._clear()
 

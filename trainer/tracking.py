@@ -78,6 +78,9 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _provenance() -> dict[str, str]:
     """Versions of what matters, and the git revision where there is one."""
     tags = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
-    here = Path(__file__).parent
-    revision = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return tags | {"git": revision.stdout.strip() or "unknown"}
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        revision = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        revision = ""
+    return tags | {"git": revision or "unknown"}

@@ -9,6 +9,7 @@ the weights are random.
 import argparse
 import io
 import itertools
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -105,14 +106,17 @@ def config(vocabulary: int, width: int = 128, layers: int = 4, vision_layers: in
 
 
 def build(samples: list[Sample], out: Path, vocabulary: int = 1024, seed: int = 0) -> int:
-    """Write config.json, weights, tokenizer and image processor. Returns the number of parameters."""
+    """Write config.json, weights, tokenizer and image processor, all or nothing. Returns the number of parameters."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
     tokenizer = train_tokenizer(samples, vocabulary)
     mean, std = pixel_statistics(samples[:500])
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration._from_config(config(len(tokenizer)))
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    Qwen2VLImageProcessorPil(patch_size=PATCH, image_mean=mean, image_std=std).save_pretrained(out)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    Qwen2VLImageProcessorPil(patch_size=PATCH, image_mean=mean, image_std=std).save_pretrained(part)
+    part.rename(out)
     return sum(p.numel() for p in model.parameters())
 
 

@@ -71,6 +71,7 @@ def settings(arguments: argparse.Namespace, name: str, **changes: Any) -> config
         "train.steps": STEPS,
         "train.lr": 1e-3,
         "train.save_every": 1000,
+        "train.precision": "fp32",
         "objective.late": [0.1, 0.3],
     }
     overrides = [f"{key}={value}" for key, value in (fixed | changes).items()]

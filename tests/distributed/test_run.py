@@ -32,6 +32,7 @@ class Runner:
             "train.tokens": 700,
             "train.save_every": SAVE_EVERY,
             "train.log_every": 1,
+            "train.precision": "fp32",
         }
 
     def start(self, name: str, **changes: Any) -> subprocess.Popen[str]:

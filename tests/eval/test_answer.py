@@ -231,3 +231,17 @@ def test_a_folder_that_is_no_export(tiny_backbone: Path) -> None:
     text = str(caught.value)
     assert text.startswith(f"{tiny_backbone}/latent.json: no such file") and "name an export" in text
     assert "\n" not in text
+
+
+def test_predictions_of_another_export_do_not_count(
+    answerer: Answerer, samples: list[Sample], whole: Path, tmp_path: Path
+) -> None:
+    """A model trained again stands at the same place as the one before it."""
+    path = tmp_path / "predictions.jsonl"
+    lines = [
+        json.loads(line) | {"id": "of an earlier one", "reply": "stale"} for line in whole.read_text().splitlines()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = predict(answerer, samples, path)
+    assert {p["key"]: p["reply"] for p in found} == replies(answerer, samples)
+    assert len(path.read_text().splitlines()) == 2 * len(samples)

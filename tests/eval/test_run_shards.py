@@ -93,24 +93,25 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def trained(export_of: Callable[[str], Path], tiny_shards: Path, tmp_path: Path) -> Path:
+def trained(export_of: Callable[[str], Path], tiny_shards: Path, heldout: Path, tmp_path: Path) -> Path:
     """A run folder with two exports, as training leaves it."""
     folder = tmp_path / "runs" / "one"
     (folder / "export").mkdir(parents=True)
     for step, objective in ((900, "sft"), (1000, "amvl")):
         (folder / "export" / f"step_{step}").symlink_to(export_of(objective))
-    (folder / "config.yaml").write_text(f"data:\n  train: {tiny_shards}\n")
+    (folder / "config.yaml").write_text(f"data:\n  train: {tiny_shards}\n  heldout: {heldout}\n")
     tracker = Tracker(TrackingConfig(), tmp_path / "runs", "one")
     uri = store_uri(TrackingConfig(), tmp_path / "runs")
-    summary = {"steps": 1000, "loss": 1.5, "mlflow_run_id": tracker.run_id, "mlflow_uri": uri}
+    export = str(folder / "export" / "step_1000")
+    summary = {"steps": 1000, "export": export, "mlflow_run_id": tracker.run_id, "mlflow_uri": uri}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
 def test_command_on_a_run(trained: Path, heldout: Path, inside: Callable[..., int]) -> None:
-    """Its newest export, its own training set, its summary and its MLflow run."""
+    """Its newest export, its own sets, its summary and its MLflow run."""
     before = json.loads((trained / "summary.json").read_text())
-    assert inside("--checkpoint", trained, "--data", heldout, "--started", 1.0) == 0
+    assert inside("--checkpoint", trained, "--started", 1.0) == 0
     scores = check(trained / "eval" / "step_1000", heldout)
     summary = json.loads((trained / "summary.json").read_text())
     assert before.items() <= summary.items()
@@ -126,18 +127,27 @@ def test_command_on_a_run(trained: Path, heldout: Path, inside: Callable[..., in
     assert metrics == pytest.approx(wanted)
     (history,) = client.get_metric_history(summary["mlflow_run_id"], "eval/all/accuracy")
     assert history.step == 1000
-    artifacts = {file.path for file in client.list_artifacts(summary["mlflow_run_id"], "eval")}
-    assert artifacts == {"eval/scores.json", "eval/report.html", "eval/summary.json"}
+    artifacts = {file.path for file in client.list_artifacts(summary["mlflow_run_id"], "eval/step_1000")}
+    assert artifacts == {f"eval/step_1000/{name}" for name in ("scores.json", "report.html", "summary.json")}
+    wall = summary["wall_seconds"]
+    assert inside("--checkpoint", trained, "--started", 1000.0) == 0
+    assert json.loads((trained / "summary.json").read_text())["wall_seconds"] == wall, "of the first time"
 
 
-def test_an_export_of_a_run_is_known_as_such(
-    trained: Path, heldout: Path, tiny_shards: Path, inside: Callable[..., int]
-) -> None:
-    (trained / "summary.json").unlink()
+def test_an_older_export_leaves_the_summary_alone(trained: Path, heldout: Path, inside: Callable[..., int]) -> None:
+    """Its scores go beside it and to its own step of the MLflow run."""
+    before = (trained / "summary.json").read_text()
     export = trained / "export" / "step_900"
     assert inside("--checkpoint", export, "--data", heldout, "--max-new-tokens", 2) == 0
-    scores = check(trained / "eval" / "step_900", heldout)
-    assert json.loads((trained / "summary.json").read_text())["accuracy"] == scores["all"]["accuracy"]
+    check(trained / "eval" / "step_900", heldout)
+    assert (trained / "summary.json").read_text() == before
+
+    from mlflow import MlflowClient
+
+    summary = json.loads(before)
+    client = MlflowClient(summary["mlflow_uri"])
+    (history,) = client.get_metric_history(summary["mlflow_run_id"], "eval/all/accuracy")
+    assert history.step == 900
 
 
 def fault(capsys: pytest.CaptureFixture[str]) -> str:

@@ -111,7 +111,17 @@ def test_table() -> None:
         "relative_position": Score(7, 1.0, 0.6457, 1.0, 0.0, 0.0769, -0.125, -0.3, 0.05),
     }
     assert table(scores).splitlines() == [
-        "task                     n  accuracy  95 % interval     blind  chance    gain",
-        "all                    900     0.430  [0.399, 0.463]    0.249   0.250  +0.181",
-        "relative_position        7     1.000  [0.646, 1.000]    0.000   0.077  -0.125",
+        "task                     n  accuracy  interval          blind  chance    gain  interval",
+        "all                    900     0.430  [0.399, 0.463]    0.249   0.250  +0.181  [+0.140, +0.220]",
+        "relative_position        7     1.000  [0.646, 1.000]    0.000   0.077  -0.125  [-0.300, +0.050]",
     ]
+
+
+def test_blind_knows_which_content_is_often_right() -> None:
+    """For choices in an order it has not seen, it takes the content that was right most often."""
+    asked = {"question": "Which?", "task": "t", "source": "s"}
+    seen = [Text(answer="A", choices=("cat", "dog"), **asked), Text(answer="A", choices=("cat", "fox"), **asked)]
+    blind = Blind([*seen, Text(answer="B", choices=("owl", "fox"), **asked)])
+    assert blind.answer(Text(answer="A", choices=("fox", "cat"), **asked)) == "B"
+    assert blind.answer(Text(answer="A", choices=("fox", "owl"), **asked)) == "A"
+    assert blind.answer(Text(answer="A", choices=("bee", "ant"), **asked)) == "A", "the commonest letter of the task"

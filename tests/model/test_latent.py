@@ -1,5 +1,7 @@
 """The Gaussians: closed-form KLs, their zero start, bounds, and the size of what enters the model."""
 
+import copy
+
 import torch
 
 from model.latent import LOG_SIGMA, Gaussian, GaussianHead, Injection, LatentConfig, Slots, kl
@@ -43,6 +45,20 @@ def test_heads_start_at_the_unit_gaussian_and_stay_in_bounds():
     low, high = head(torch.randn(50, 3, 8)).log_sigma.aminmax()
     assert LOG_SIGMA[0] <= low < -3.9
     assert 1.9 < high <= LOG_SIGMA[1]
+
+
+def test_heads_compute_in_fp32_when_kept_in_bf16():
+    torch.manual_seed(0)
+    head = GaussianHead(8, CONFIG)
+    head.reset()
+    torch.nn.init.normal_(head.outer.weight)
+    head.bfloat16()
+    states = torch.randn(2, 3, 8).bfloat16()
+    exact = copy.deepcopy(head).float()
+    exact.norm.bfloat16()
+    mean, log_sigma = head(states)
+    assert mean.dtype == log_sigma.dtype == torch.float32
+    torch.testing.assert_close(mean, exact(states).mean, rtol=1e-6, atol=1e-6)
 
 
 def test_inputs_have_the_embedding_size():

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from model.objective import RECIPES, ObjectiveConfig
 
 
-def test_weights_follow_the_design():
+def test_weights_rise_one_after_the_other():
     config = ObjectiveConfig(gamma=0.5)
     got = [config.weights(share) for share in (0.0, 0.05, 0.1, 0.3, 0.35, 0.4, 1.0)]
     expected = [(0, 0), (0.5, 0), (1, 0), (1, 0), (1, 0.25), (1, 0.5), (1, 0.5)]
@@ -26,8 +26,20 @@ def test_terms_that_an_objective_lacks_weigh_nothing():
         assert (gamma > 0) == (recipe.reverse != "off")
 
 
-def test_every_name_of_the_design_is_there():
+def test_all_objectives_are_there():
     names = {"sft", "pause", "deterministic", "ntp", "forward", "reverse", "elbo", "symmetric", "amvl"}
     assert set(RECIPES) == names
     with pytest.raises(ValidationError):
         ObjectiveConfig(name="kl")
+
+
+@pytest.mark.parametrize("rise", [(0.5, 0.2), (3, 9), (-0.1, 0.1)])
+def test_a_rise_must_lie_within_the_run(rise: tuple[float, float]):
+    with pytest.raises(ValidationError, match="share of the steps"):
+        ObjectiveConfig(late=rise)
+
+
+def test_a_rise_of_no_length_is_a_switch():
+    config = ObjectiveConfig(early=(0.0, 0.0), late=(0.5, 0.5))
+    assert config.weights(0.0) == (1.0, 0.0)
+    assert config.weights(0.5) == (1.0, 1.0)
