@@ -81,7 +81,9 @@ def one_process(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> tuple[L
 def test_two_ranks_equal_one_process(results: dict[str, Any], one_process: tuple[LatentVLM, list[float]], case: str):
     losses = one_process[1]
     assert losses[-1] < 0.8 * losses[0], "nothing was learned, so equality would say little"
-    assert results[case] == pytest.approx(losses, rel=1e-5)
+    worst = max(abs(a - b) / b for a, b in zip(results[case], losses, strict=True))
+    print(f"{case}: worst relative difference of {len(losses)} losses {worst:.1e}")  # shown by pytest -rP
+    assert worst <= 1e-5
 
 
 def test_weights_are_split_over_the_ranks(results: dict[str, Any]):

@@ -38,15 +38,16 @@ def test_packed_rounds_equal_three_separate_passes(objective: str, checkpointing
     loss.backward()
     batch = collate(mixed_samples(), model.recipe, model.config, model.backbone, MARKERS, seed=3)
     torch.testing.assert_close(model(batch, WEIGHTS)[0], loss, rtol=1e-5, atol=0)
-    compared = 0
+    differences = {}
     for name, parameter in plain.named_parameters():
         if parameter.grad is None or parameter.grad.norm() == 0:
             assert name not in packed or packed[name].abs().max() < 1e-7, name
             continue
-        difference = (packed[name] - parameter.grad).norm() / parameter.grad.norm()
-        assert difference <= 1e-5, f"{name}: {difference:.2e}"
-        compared += 1
-    assert compared > 60
+        differences[name] = ((packed[name] - parameter.grad).norm() / parameter.grad.norm()).item()
+    name = max(differences, key=lambda n: differences[n])
+    print(f"worst relative gradient difference {differences[name]:.1e}, of {name}")  # shown by pytest -rP
+    assert differences[name] <= 1e-5
+    assert len(differences) > 60
 
 
 def test_gradient_contract():
