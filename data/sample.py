@@ -13,11 +13,15 @@ IMAGE_MARK = "<image>"  # where an image stands in a question; without any, imag
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class DataError(Exception):
-    """Input that cannot be used. Its text is one line that names the place and the mend."""
+class UserError(Exception):
+    """Something a user can mend. Its text is one line that names the place and the mend."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.splitlines()))  # names and reasons from outside may hold line ends
+        super().__init__(" ".join(text.split()))  # names and reasons from outside may hold line ends
+
+
+class DataError(UserError):
+    """Input that cannot be used."""
 
 
 class Text(BaseModel):

@@ -30,7 +30,7 @@ class Answerer:
         try:
             self.model = LatentVLM.from_export(export).to(device).eval()
         except (OSError, ValueError) as error:
-            raise ModelError(f"{export}: cannot be loaded ({' '.join(str(error).split())})") from error
+            raise ModelError(f"{export}: cannot be loaded ({error})") from error
         self.export_id: str = facts["id"]
         self.budget, self.max_new_tokens = budget, max_new_tokens
 

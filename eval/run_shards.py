@@ -28,12 +28,11 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    from data.sample import DataError
-    from model.build import ModelError
+    from data.sample import UserError
 
     try:
         evaluate(arguments)
-    except (DataError, ModelError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.processor import Processor
+from data.sample import UserError
 from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.batch import Markers
 from model.latent import LatentConfig
@@ -16,8 +17,8 @@ from model.objective import Recipe
 FAMILIES = {Qwen2_5VL.family: Qwen2_5VL}
 
 
-class ModelError(Exception):
-    """A model folder that cannot be used. Its text is one line that names the folder and the mend."""
+class ModelError(UserError):
+    """A model folder that cannot be used."""
 
 
 class ModelConfig(BaseModel):
@@ -38,10 +39,6 @@ class ModelConfig(BaseModel):
         return self
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def family_of(folder: Path) -> type[Qwen2_5VL]:
     """The backbone class for a folder; ModelError when the folder or its family is not there."""
     path = folder / "config.json"
@@ -50,7 +47,7 @@ def family_of(folder: Path) -> type[Qwen2_5VL]:
     try:
         kind = json.loads(path.read_text()).get("model_type")
     except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({_one_line(error)}); fetch the folder again") from error
+        raise ModelError(f"{path}: not JSON ({error}); fetch the folder again") from error
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type {kind!r} is not supported; the families are {', '.join(FAMILIES)}")
     return FAMILIES[kind]
@@ -62,9 +59,7 @@ def load_processor(config: ModelConfig) -> Processor:
     try:
         processor = Processor(str(config.folder), config.min_pixels, config.max_pixels)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{config.folder}: no tokenizer or image processor ({_one_line(error)}); fetch it again"
-        ) from error
+        raise ModelError(f"{config.folder}: no tokenizer or image processor ({error}); fetch it again") from error
     if len(processor.tokenizer) > rows:
         raise ModelError(
             f"{config.folder}: {len(processor.tokenizer)} tokens with the latent marks for {rows} embedding rows; "

@@ -9,6 +9,7 @@ Letters in shapes: T tokens of the row, N samples of a group, P padded prefix, Q
 one sample, K padded keys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -110,8 +111,17 @@ def _similar(lengths: list[int]) -> list[tuple[int, ...]]:
     return [tuple(sorted(group)) for group in groups]
 
 
-def _build(groups, lengths, branches, starts, following, keep, prefix_positions) -> Layout:
-    segments, positions = [], []
+def _build(
+    groups: Sequence[tuple[tuple[int, ...], np.ndarray | None]],  # samples, and the branches of remembered keys
+    lengths: list[int],  # of the prefixes this round runs
+    branches: list[list[int]],
+    starts: list[list[int]] | None,
+    following: tuple[int, ...],
+    keep: bool,
+    prefix_positions: list[Tensor] | None,
+) -> Layout:
+    segments: list[Segment] = []
+    positions: list[Tensor] = []
     row = 0
     if prefix_positions is not None:
         for sample, length in enumerate(lengths):

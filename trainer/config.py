@@ -8,6 +8,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data.sample import UserError
 from data.stream import DataConfig
 from model.build import ModelConfig
 from model.latent import LatentConfig
@@ -16,8 +17,8 @@ from trainer.schedule import ScheduleConfig
 from trainer.tracking import TrackingConfig
 
 
-class ConfigError(Exception):
-    """A configuration that cannot be used. Its text is one line that names the place and the mend."""
+class ConfigError(UserError):
+    """A configuration that cannot be used."""
 
 
 class RunConfig(BaseModel):
@@ -80,7 +81,7 @@ def load(path: Path, overrides: list[str]) -> Config:
         try:
             _merge(values, _nest(key.split("."), yaml.safe_load(value)))
         except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not YAML ({_one_line(error)})") from error
+            raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from error
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -96,7 +97,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from error
+        raise ConfigError(f"{path}: not YAML ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}; write keys and values")
     parent = values.pop("extends", None)
@@ -113,10 +114,6 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _nest(keys: list[str], value: Any) -> dict[str, Any]:
     return {keys[0]: _nest(keys[1:], value) if keys[1:] else value}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def explain(error: ValidationError) -> str:

@@ -54,7 +54,7 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
     try:
         backbone = load_backbone(config.model, torch.bfloat16 if config.train.bf16 else torch.float32)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{config.model.folder}: cannot be loaded ({' '.join(str(error).split())})") from error
+        raise ModelError(f"{config.model.folder}: cannot be loaded ({error})") from error
     finally:
         del hf
     with deepspeed.zero.Init(config_dict_or_path=values):

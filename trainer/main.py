@@ -35,8 +35,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     # Imported only now, so that --help answers at once.
-    from data.sample import DataError
-    from model.build import ModelError
+    from data.sample import UserError
     from trainer import config as configuration
 
     try:
@@ -49,7 +48,7 @@ def main() -> None:
             print("\n".join(dry_run(config)))
         else:
             run(config)
-    except (configuration.ConfigError, ModelError, DataError) as error:
+    except UserError as error:
         # What every rank finds, rank 0 says: the others leave it the time to, and the launcher then ends them.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)
