@@ -5,6 +5,7 @@ answer] (research code does it so) and shares nothing but the weights with the p
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +28,19 @@ def separate_loss(plain: LatentVLM, samples: list[Encoded], markers: Markers, se
     """The loss of samples of one shape (equal prompt and answer lengths), batched without packing."""
     backbone, k = plain.backbone, plain.config.slots
     n, length = len(samples), len(samples[0].prompt)
-    prompt, prompt_positions = _prompts(plain, samples)
+    prompt, prompt_positions, images = _prompts(plain, samples)
     answers = torch.stack([s.answer for s in samples])  # [N, A]
     start, end = (backbone.embedding(torch.full((n, 1), i)) for i in (markers.start, markers.end))
     y = backbone.embedding(answers)
 
     def states(branch: Tensor) -> Tensor:  # [N, B, C] behind the prompt -> last hidden states [N, P + B, C]
         following = prompt_positions.amax((0, 2))[None, :, None] + 1 + torch.arange(branch.shape[1])
+        deep = images | {name: F.pad(mask, (0, branch.shape[1])) for name, mask in images.items() if "mask" in name}
         return backbone.model.model.language_model(
             inputs_embeds=torch.cat([prompt, branch], 1),
             position_ids=torch.cat([prompt_positions, following.expand(3, -1, -1)], 2),
             use_cache=False,
+            **deep,
         ).last_hidden_state
 
     def slots(module: torch.nn.Module) -> Tensor:
@@ -65,15 +68,18 @@ def separate_loss(plain: LatentVLM, samples: list[Encoded], markers: Markers, se
     return weights.per_token * ntp + weights.per_nat * (weights.beta * forward + weights.gamma * reverse)
 
 
-def _prompts(plain: LatentVLM, samples: list[Encoded]) -> tuple[Tensor, Tensor]:
-    """Prompt embeddings [N, P, C] with their images, and transformers' own positions [3, N, P]."""
+def _prompts(plain: LatentVLM, samples: list[Encoded]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Prompt embeddings [N, P, C] with their images, transformers' own positions [3, N, P], and what DeepStack adds."""
     hf = plain.backbone.model.model
     ids = torch.stack([s.prompt for s in samples])
     grids = torch.cat([s.grids for s in samples])
     is_image = ids == plain.backbone.config.image_token_id
-    embedded = plain.backbone.embedding(ids)
+    embedded, deep = plain.backbone.embedding(ids), {}
     if len(grids):
-        features = torch.cat(hf.get_image_features(torch.cat([s.pixels for s in samples]), grids).pooler_output)
-        embedded = embedded.masked_scatter(is_image[..., None], features)
+        seen = hf.get_image_features(torch.cat([s.pixels for s in samples]), grids)
+        embedded = embedded.masked_scatter(is_image[..., None], torch.cat(seen.pooler_output))
+        if hasattr(seen, "deepstack_features"):
+            features = [torch.cat(layer) for layer in seen.deepstack_features]
+            deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": features}
     positions, _ = hf.get_rope_index(ids, is_image.int(), image_grid_thw=grids if len(grids) else None)
-    return embedded, positions
+    return embedded, positions, deep

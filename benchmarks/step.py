@@ -17,6 +17,7 @@ from benchmarks.record import emit
 from benchmarks.reference import plain_copy, separate_loss
 from data.processor import Encoded
 from data.sample import Sample, Text
+from model.backbones.backbone import Backbone
 from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.batch import Markers, collate
 from model.latent import LatentConfig
@@ -27,7 +28,7 @@ WIDTH, LAYERS, VOCABULARY = 256, 6, 1000
 MARKERS = Markers(994, 995)
 
 
-def backbone(checkpointing: bool) -> Qwen2_5VL:
+def backbone(checkpointing: bool) -> Backbone:
     """A small language model in the proportions of the large ones (head size 64, two query heads a key head)."""
     text = {
         "hidden_size": WIDTH,
@@ -44,7 +45,7 @@ def backbone(checkpointing: bool) -> Qwen2_5VL:
     ids = {"image_token_id": 990, "video_token_id": 991, "vision_start_token_id": 992, "vision_end_token_id": 993}
     model = Qwen2_5VL.from_config(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
     if checkpointing:
-        model.checkpoint_layers()
+        model.checkpoint_layers(LAYERS)
     return model
 
 

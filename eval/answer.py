@@ -12,9 +12,8 @@ from tqdm import tqdm
 from data.processor import Encoded, Processor
 from data.sample import Sample
 from model.batch import cost
-from model.build import ModelError, markers_of
+from model.build import ModelError, load_export, markers_of
 from model.generate import answer
-from model.latent_vlm import LatentVLM
 
 
 class Answerer:
@@ -27,10 +26,7 @@ class Answerer:
         facts = json.loads(path.read_text())
         self.processor = Processor(str(export), facts["min_pixels"], facts["max_pixels"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.model = LatentVLM.from_export(export).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{export}: cannot be loaded ({error})") from error
+        self.model = load_export(export).to(device).eval()
         self.export_id: str = facts["id"]
         self.budget, self.max_new_tokens = budget, max_new_tokens
 

@@ -1,39 +1,108 @@
-"""The one door to attention over packed rows: registered with transformers under the name `packed`.
+"""The one door to attention, registered with transformers: the language model's packed rows, the vision tower's chunks.
 
-A back end is a function of one layer's rows and what the layer remembers. The one for any machine is
-`sdpa` (PyTorch's scaled_dot_product_attention on padded groups, exact, no padding elsewhere).
+Three back ends give the same result (tests/model/test_attention.py, tests/gpu): `flash` (the flash-attn package) and
+`varlen` (PyTorch's own fused kernel) want a GPU and half precision, `sdpa` runs anywhere.
 
-Letters in shapes: T tokens of the row, H query heads, G key and value heads, D head size; N, P, Q, K as
-in layout.py.
+Letters in shapes: T tokens of the row, H query heads, G key and value heads, D head size.
 """
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from model.layout import Group, Layout
+from data.sample import UserError
+from model import attention_padded, attention_varlen
+from model.attention_padded import PaddedPlan
+from model.attention_varlen import VarlenPlan
+from model.kernels import HEAD_LIMIT, HEAD_STEP, Flash, Kernel, Varlen
+from model.layout import Layout
 
 NAME = "packed"
+KERNELS: dict[str, type[Flash] | type[Varlen]] = {"flash": Flash, "varlen": Varlen}
+CAPABILITY = (8, 0)  # the oldest GPU that the fused kernels run on (Ampere)
+
+Choice = Literal["auto", "flash", "varlen", "sdpa"]
+
+
+class AttentionError(UserError):
+    """A back end that cannot be used."""
+
+
+@dataclass(frozen=True)
+class BackEnd:
+    """One way to compute attention."""
+
+    name: str
+    why: str
+    kernel: Kernel | None = None  # None: PyTorch's scaled_dot_product_attention
+
+    def plan(self, layout: Layout, earlier: Any) -> PaddedPlan | VarlenPlan:
+        """How one round is computed, given the plan of the round before."""
+        device = layout.positions.device
+        if self.kernel:
+            return VarlenPlan.of(layout, earlier, self.kernel).to(device)
+        return PaddedPlan.of(layout, earlier).to(device)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})"
+
+
+SDPA = BackEnd("sdpa", "exact on any machine")
+
+
+def choose(asked: Choice, heads: dict[str, int], bf16: bool) -> BackEnd:
+    """The back end for `heads` (head size by the name of what has it); AttentionError where it cannot run.
+
+    auto takes the first of flash, varlen and sdpa that can.
+    """
+    reasons = {name: _obstacle(name, heads, bf16) for name in KERNELS}
+    if asked == "auto":
+        free = [name for name, reason in reasons.items() if reason is None]
+        if not free:
+            return BackEnd("sdpa", "; ".join(f"no {name}: {reason}" for name, reason in reasons.items()))
+        passed = "".join(f"; no {name}: {reason}" for name, reason in reasons.items() if reason and name != free[0])
+        return BackEnd(free[0], "the first that runs here" + passed, KERNELS[free[0]]())
+    if asked == "sdpa":
+        return BackEnd("sdpa", "as configured")
+    if reason := reasons[asked]:
+        raise AttentionError(f"attention {asked!r}: {reason}; set it to auto or sdpa")
+    return BackEnd(asked, "as configured", KERNELS[asked]())
+
+
+def _obstacle(name: str, heads: dict[str, int], bf16: bool) -> str | None:
+    for part, size in heads.items():
+        if size % HEAD_STEP or size > HEAD_LIMIT:
+            return f"the {part}'s head size {size} is not a multiple of {HEAD_STEP} up to {HEAD_LIMIT}"
+    if not torch.cuda.is_available():
+        return "no CUDA GPU"
+    if torch.cuda.get_device_capability() < CAPABILITY:
+        return f"{torch.cuda.get_device_name()} is older than compute capability {CAPABILITY[0]}.{CAPABILITY[1]}"
+    if not bf16:
+        return "it wants bf16, train.precision is fp32"
+    return KERNELS[name].missing()
 
 
 @dataclass(frozen=True)
 class Round:
-    """One pass of the language model: its layout, the round before, and what this one leaves behind."""
+    """One pass of the language model: its plan, what the round before left, and what this one leaves behind.
+
+    Nothing in it changes after the pass, so that checkpointed layers find the same when they run again.
+    """
 
     layout: Layout
-    earlier: "Round | None" = None
-    # Per layer and group the keys and values [N, G, K, D], with their gradient. Written once, by the
-    # layer's first run: a checkpointed layer runs again in the backward pass and must find the same.
-    memory: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    plan: PaddedPlan | VarlenPlan
+    past: dict[int, Any] | None  # the memory of the round before
+    # Per layer the keys and values for later rounds, with their gradient. Written once, by the layer's first run.
+    memory: dict[int, Any] = field(default_factory=dict)
 
-
-def describe() -> str:
-    """Which back end runs, and why, for the start of a run."""
-    return "attention: sdpa (PyTorch's own, on padded groups; the only back end so far, exact on any machine)"
+    @classmethod
+    def of(cls, back_end: BackEnd, layout: Layout, earlier: "Round | None" = None) -> "Round":
+        """The round of a layout (on its device), after an earlier one."""
+        plan = back_end.plan(layout, earlier.plan if earlier else None)
+        return cls(layout, plan, earlier.memory if earlier else None)
 
 
 def packed_attention(
@@ -48,75 +117,29 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """One layer's attention in one round. Returns [1, T, H, D]."""
-    layout, layer = round_.layout, cast(int, module.layer_idx)
-    q, k, v = (_Pad.apply(x.transpose(1, 2)[0].flatten(1), layout.places, layout.rows) for x in (query, key, value))
-    past = round_.earlier.memory[layer] if round_.earlier else [None] * len(layout.groups)
-    attended, remembered = zip(
-        *(
-            _sdpa(group, q, k, v, seen, query.shape[-1], scaling, layout.keep)
-            for group, seen in zip(layout.groups, past, strict=True)
-        ),
-        strict=True,
-    )
-    round_.memory.setdefault(layer, list(remembered))
-    rows = _Unpad.apply(torch.cat(attended), layout.places, layout.rows, layout.valid)
-    return rows.unflatten(-1, query.shape[1::2])[None], None
+    layer = cast(int, module.layer_idx)
+    past = round_.past[layer] if round_.past is not None else None
+    q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
+    out, memory = round_.plan.attend(q, k, v, past, scaling)
+    round_.memory.setdefault(layer, memory)
+    return out[None], None
 
 
-def _sdpa(group: Group, q, k, v, past, head: int, scaling: float, keep: bool):
-    """Attention of one group: padded places [places, heads * D] in and out, and its keys and values."""
-    n, prefix, new = len(group.samples), group.prefix, group.queries
+def register_vision(back_end: BackEnd) -> str:
+    """The name under which transformers finds a back end for the vision tower."""
 
-    def heads(x: Tensor, start: int, length: int) -> Tensor:  # [N, heads, length, D]
-        return x[start : start + n * length].view(n, length, -1, head).transpose(1, 2)
+    def attention(module, query, key, value, attention_mask, scaling, *, cu_seq_lens_q, max_length_q, **_):
+        """One layer of the vision tower: [1, H, T, D], chunks by their bounds -> [1, T, H, D]."""
+        q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
+        if back_end.kernel is None:
+            return attention_padded.attend_chunks(q, k, v, cu_seq_lens_q, scaling)[None], None
+        bounds, longest = cu_seq_lens_q.to(torch.int32), int(max_length_q)
+        return attention_varlen.attend_chunks(q, k, v, bounds, longest, scaling, back_end.kernel)[None], None
 
-    out = []
-    seen = past
-    if prefix:
-        seen = heads(k, group.start, prefix), heads(v, group.start, prefix)
-        pq = heads(q, group.start, prefix)
-        # Padding stands behind the prefix, so the causal order alone hides it.
-        out.append(F.scaled_dot_product_attention(pq, *seen, is_causal=True, scale=scaling, enable_gqa=True))
-    kept = seen
-    if new:
-        start = group.start + n * prefix
-        keys, values = (torch.cat([a, heads(x, start, new)], 2) for a, x in zip(seen, (k, v), strict=True))
-        bq = heads(q, start, new)
-        out.append(
-            F.scaled_dot_product_attention(bq, keys, values, attn_mask=group.mask, scale=scaling, enable_gqa=True)
-        )
-        if keep:
-            kept = keys, values
-    flat = [x.transpose(1, 2).reshape(n * x.shape[2], -1) for x in out]
-    return torch.cat(flat) if flat else q[:0], kept
-
-
-class _Pad(torch.autograd.Function):
-    """Rows [T, F] to padded places. Every row stands at one place, so the gradient is a gather as well:
-    nothing is added in an order that could change."""
-
-    @staticmethod
-    def forward(ctx, rows, places, row_places):
-        ctx.save_for_backward(row_places)
-        return rows.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """Padded places [places, F] to rows [T, F]; padding gets no gradient."""
-
-    @staticmethod
-    def forward(ctx, padded, places, row_places, valid):
-        ctx.save_for_backward(places, valid)
-        return padded.index_select(0, row_places)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        places, valid = ctx.saved_tensors
-        return gradient.index_select(0, places).mul_(valid.to(gradient.dtype)), None, None, None
+    # transformers hands the tower's row over whole, with the bounds of its chunks, only to names that hold "flash".
+    name = f"chunked_flash_{back_end.name}"
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    return name
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.processor import Encoded
 from data.sample import Sample
-from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.backbones.backbone import Backbone
 from model.latent import LatentConfig
 from model.layout import PREFIX, Layout, first_round, next_round
 from model.objective import Recipe
@@ -78,7 +78,7 @@ def collate(
     samples: list[Encoded],
     recipe: Recipe,
     config: LatentConfig,
-    backbone: Qwen2_5VL,
+    backbone: Backbone,
     markers: Markers,
     seed: int = 0,
     answers: bool = True,
@@ -140,11 +140,11 @@ def _target_rows(layout: Layout, latents: str, slots: int) -> Tensor:
     return _flat([[*end, *rows] for end, rows in zip(ends, layout.branch_rows(FIRST), strict=True)])
 
 
-def _dummy_grid(backbone: Qwen2_5VL) -> Tensor:
+def _dummy_grid(backbone: Backbone) -> Tensor:
     merge = backbone.config.vision_config.spatial_merge_size
     return torch.tensor([[1, merge, merge]])
 
 
-def _dummy_pixels(backbone: Qwen2_5VL) -> Tensor:
+def _dummy_pixels(backbone: Backbone) -> Tensor:
     """The smallest image: a rank without pictures runs the vision tower all the same (ZeRO-3 needs it)."""
     return torch.zeros(int(_dummy_grid(backbone).prod()), backbone.patch_width)

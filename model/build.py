@@ -2,19 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from data.processor import Processor
 from data.sample import UserError
+from model.attention import Choice, choose
+from model.backbones.backbone import Backbone
 from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.backbones.qwen3_vl import Qwen3VL
 from model.batch import Markers
 from model.latent import LatentConfig
 from model.latent_vlm import LatentVLM
 from model.objective import Recipe
 
-FAMILIES = {Qwen2_5VL.family: Qwen2_5VL}
+FAMILIES: dict[str, type[Backbone]] = {cls.family: cls for cls in (Qwen2_5VL, Qwen3VL)}
+WEIGHTS = "model.safetensors"
 
 
 class ModelError(UserError):
@@ -27,8 +34,13 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     folder: Path = Field(description="Hugging Face folder with config, weights, tokenizer and image processor")
+    architecture: Path | None = Field(None, description="a config.json to plan with where the folder is not")
     freeze_vision: bool = Field(True, description="leave the vision tower as it is")
-    checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
+    checkpoint_layers: NonNegativeInt | Literal["all"] = Field(
+        0, description="layers recomputed in the backward pass to save memory: the first so many, or all"
+    )
+    attention: Choice = Field("auto", description="back end of the language model: auto, flash, varlen or sdpa")
+    vision_attention: Choice = Field("auto", description="back end of the vision tower, likewise")
     min_pixels: int = Field(56 * 56, ge=1, description="smaller images are enlarged to this many pixels")
     max_pixels: int = Field(1280 * 28 * 28, ge=1, description="larger images are shrunk to this many pixels")
 
@@ -38,10 +50,13 @@ class ModelConfig(BaseModel):
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}; lower it")
         return self
 
+    def checkpointed(self, layers: int) -> int:
+        """How many of so many layers are recomputed."""
+        return layers if self.checkpoint_layers == "all" else min(layers, self.checkpoint_layers)
 
-def family_of(folder: Path) -> type[Qwen2_5VL]:
-    """The backbone class for a folder; ModelError when the folder or its family is not there."""
-    path = folder / "config.json"
+
+def read_architecture(path: Path) -> tuple[type[Backbone], Any]:
+    """The backbone class and configuration of a config.json; ModelError when it or its family is not there."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; name a Hugging Face folder in model.folder")
     try:
@@ -50,12 +65,21 @@ def family_of(folder: Path) -> type[Qwen2_5VL]:
         raise ModelError(f"{path}: not JSON ({error}); fetch the folder again") from error
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type {kind!r} is not supported; the families are {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
+    try:
+        return FAMILIES[kind], FAMILIES[kind].read_config(path)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def architecture_of(config: ModelConfig) -> Path:
+    """The config.json of the folder or, where there is none, the one to plan with."""
+    own = config.folder / "config.json"
+    return own if own.is_file() or config.architecture is None else config.architecture
 
 
 def load_processor(config: ModelConfig) -> Processor:
     """Tokenizer and image processor of the folder."""
-    rows = family_of(config.folder).read_config(str(config.folder)).text_config.vocab_size
+    rows = read_architecture(config.folder / "config.json")[1].text_config.vocab_size
     try:
         processor = Processor(str(config.folder), config.min_pixels, config.max_pixels)
     except (OSError, ValueError) as error:
@@ -73,19 +97,71 @@ def markers_of(processor: Processor) -> Markers:
     return Markers(processor.latent_start, processor.latent_end)
 
 
-def load_backbone(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Qwen2_5VL:
-    """The backbone with the folder's weights, frozen and checkpointed as asked."""
-    backbone = family_of(config.folder).from_folder(str(config.folder), dtype)
+def check_weights(folder: Path) -> None:
+    """ModelError when a weight file of a folder is missing, cut short or holds an empty tensor. Reads headers alone."""
+    index = folder / f"{WEIGHTS}.index.json"
+    names: dict[str, set[str]] = {}
+    if index.is_file():
+        for name, file in json.loads(index.read_text())["weight_map"].items():
+            names.setdefault(file, set()).add(name)
+    else:
+        names[WEIGHTS] = set()
+    for file, expected in names.items():
+        path = folder / file
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file; fetch the weights of the folder again")
+        try:
+            with safe_open(path, "pt") as tensors:
+                found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+        if absent := sorted(expected - set(found)):
+            raise ModelError(f"{path}: holds no {absent[0]}, which {index.name} names; fetch the folder again")
+        if empty := [name for name, shape in found.items() if 0 in shape]:
+            raise ModelError(f"{path}: {empty[0]} is of size 0; export or fetch the weights again")
+
+
+def load_backbone(config: ModelConfig, bf16: bool = False) -> Backbone:
+    """The backbone with the folder's weights, frozen, checkpointed and attending as asked."""
+    path = config.folder / "config.json"
+    cls, architecture = read_architecture(path)
+    check_weights(config.folder)
+    language_head, vision_head = cls.head_sizes(architecture)
+    attention = choose(config.attention, {"language model": language_head}, bf16)
+    vision_attention = choose(config.vision_attention, {"vision tower": vision_head}, bf16)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    try:
+        backbone = cls.from_folder(config.folder, dtype, attention, vision_attention)
+    except (OSError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())  # transformers tells of misshapen weights in many lines
+        raise ModelError(
+            f"{config.folder}: weights and config.json disagree ({said}); fetch the folder again"
+        ) from error
+    return prepare(backbone, config)
+
+
+def prepare(backbone: Backbone, config: ModelConfig) -> Backbone:
+    """Freeze and checkpoint as asked."""
     backbone.vision.requires_grad_(not config.freeze_vision)
-    if config.checkpointing:
-        backbone.checkpoint_layers()
+    if layers := config.checkpointed(backbone.config.text_config.num_hidden_layers):
+        backbone.checkpoint_layers(layers)
     return backbone
 
 
 def shape_only(config: ModelConfig, latent: LatentConfig, recipe: Recipe) -> LatentVLM:
     """The model on the meta device: parameters with shapes, no memory."""
-    cls = family_of(config.folder)
+    cls, architecture = read_architecture(architecture_of(config))
     with torch.device("meta"):
-        model = LatentVLM(cls.from_config(cls.read_config(str(config.folder))), latent, recipe)
-    model.backbone.vision.requires_grad_(not config.freeze_vision)
+        return LatentVLM(prepare(cls.from_config(architecture), config), latent, recipe)
+
+
+def load_export(folder: Path) -> LatentVLM:
+    """An exported checkpoint (Hugging Face folder, latent.json, latent.safetensors) in fp32."""
+    facts = json.loads((folder / "latent.json").read_text())
+    backbone = load_backbone(ModelConfig(folder=folder))
+    model = LatentVLM(backbone, LatentConfig(**facts["latent"]), Recipe(**facts["recipe"]))
+    missing = model.load_state_dict(load_file(folder / "latent.safetensors"), strict=False)
+    wrong = [n for n in missing.missing_keys if not n.startswith("backbone.")] + missing.unexpected_keys
+    if wrong:
+        raise ModelError(f"{folder}/latent.safetensors: weights missing or left over: {wrong}; export again")
     return model

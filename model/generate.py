@@ -45,7 +45,7 @@ def answer(
         for sample in open_:
             new[sample] = [1]
         layout = next_round(round_.layout, new, [[behind + step]] * len(samples), keep=True).to(device)
-        round_ = Round(layout, round_)
+        round_ = model.round(layout, round_)
         ids = torch.tensor([replies[sample][-1] for sample in open_], device=device)
         states = model.backbone.states(model.backbone.embedding(ids), round_)
         rows = list(range(len(open_)))
@@ -58,7 +58,7 @@ def _decode_latents(model: LatentVLM, z: Tensor, prompt: Round, markers: Markers
     ids = torch.tensor([markers.start, *[0] * k, markers.end], device=z.device).repeat(n)
     layout = next_round(prompt.layout, [[k + 2]] * n, [[0]] * n, keep=True).to(z.device)
     z_rows = torch.arange(n * (k + 2), device=z.device).view(n, -1)[:, 1:-1].flatten()
-    round_ = Round(layout, prompt)
+    round_ = model.round(layout, prompt)
     return model.backbone.states(model.decode_inputs(ids, z_rows, z), round_), round_
 
 

@@ -3,20 +3,18 @@
 Letters in shapes: N samples, k slots, d latent width, C hidden size, T rows of a round, M target tokens.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.attention import Round
-from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.backbones.backbone import Backbone
 from model.batch import Batch
 from model.latent import Gaussian, GaussianHead, Injection, LatentConfig, Slots
+from model.layout import Layout
 from model.objective import Recipe, kl_terms
+from model.target_loss import TargetLoss
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class LatentVLM(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, backbone: Qwen2_5VL, config: LatentConfig, recipe: Recipe) -> None:
+    def __init__(self, backbone: Backbone, config: LatentConfig, recipe: Recipe) -> None:
         super().__init__()
         self.backbone, self.config, self.recipe = backbone, config, recipe
         hidden = backbone.hidden_size
@@ -51,10 +49,11 @@ class LatentVLM(nn.Module):
             self.posterior = GaussianHead(hidden, config)
         # Root mean square of the backbone's mean embedding, which every latent input gets.
         self.register_buffer("scale", torch.ones(()))
+        self.target_loss = TargetLoss(backbone.model.lm_head)
 
     def latent_modules(self) -> dict[str, nn.Module]:
-        """The parts that are not the backbone, by name."""
-        return {name: module for name, module in self.named_children() if name != "backbone"}
+        """The parts with weights that are not the backbone, by name."""
+        return {name: module for name, module in self.named_children() if name not in ("backbone", "target_loss")}
 
     def reset_latent(self) -> None:
         """First values of the latent parts, and their input scale from the backbone's embedding."""
@@ -66,19 +65,24 @@ class LatentVLM(nn.Module):
     def prompt_round(self, batch: Batch) -> tuple[Tensor, Round]:
         """Round 1: prefixes and the branches known at once. Returns hidden states [T1, C] and the round."""
         embeddings = self.backbone.embedding(batch.ids)
-        features = self.backbone.images(batch.pixels, batch.grids).to(embeddings.dtype)
+        features = self.backbone.images(batch.pixels, batch.grids)
+        deep = features.deep if len(batch.image_rows) else ()
         if len(batch.image_rows):
-            embeddings = embeddings.index_copy(0, batch.image_rows, features)
+            embeddings = embeddings.index_copy(0, batch.image_rows, features.tokens.to(embeddings.dtype))
         else:
-            embeddings = embeddings + 0.0 * features.sum()  # the dummy image stays in the graph
+            embeddings = embeddings + features.nothing()  # the dummy image stays in the graph
         if self.recipe.latents != "none":
             slots = self.slots(self.scale).to(embeddings.dtype)
             embeddings = embeddings.index_copy(0, batch.slot_rows, slots.repeat(batch.samples, 1))
         if len(batch.posterior_rows):
             slots = self.posterior_slots(self.scale).to(embeddings.dtype)
             embeddings = embeddings.index_copy(0, batch.posterior_rows, slots.repeat(batch.samples, 1))
-        round_ = Round(batch.first)
-        return self.backbone.states(embeddings, round_), round_
+        round_ = self.round(batch.first)
+        return self.backbone.states(embeddings, round_, batch.image_rows, deep), round_
+
+    def round(self, layout: Layout, earlier: Round | None = None) -> Round:
+        """A pass of the language model over a layout, after an earlier one."""
+        return Round.of(self.backbone.attention, layout, earlier)
 
     def prior_of(self, batch: Batch, states: Tensor) -> Gaussian:
         """p(z | x), each [N, k, d], from the states of round 1."""
@@ -112,24 +116,10 @@ class LatentVLM(nn.Module):
                 forward, reverse = kl_terms(self.recipe, prior, posterior)
             inputs = self.decode_inputs(batch.ids2, batch.z_rows, z)
             assert batch.second is not None
-            states = self.backbone.states(inputs, Round(batch.second, first))
-        logits = self.backbone.logits(states[batch.target_rows]).float()
-        ntp = F.cross_entropy(logits, batch.targets, reduction="sum")
+            states = self.backbone.states(inputs, self.round(batch.second, first))
+        ntp = self.target_loss(states[batch.target_rows], batch.targets)
         kls = weights.beta * forward + weights.gamma * reverse
         loss = weights.per_token * ntp + weights.per_nat * kls
         counts = ntp.new_tensor([len(batch.targets), batch.samples])
         parts = torch.stack([ntp, forward, reverse, sigma_p, sigma_q]).detach()
         return loss, torch.cat([parts, counts])
-
-    @classmethod
-    def from_export(cls, folder: Path) -> "LatentVLM":
-        """An exported checkpoint (Hugging Face folder, latent.json, latent.safetensors)."""
-        facts = json.loads((folder / "latent.json").read_text())
-        recipe = Recipe(**facts["recipe"])
-        model = cls(Qwen2_5VL.from_folder(str(folder)), LatentConfig(**facts["latent"]), recipe)
-        state = load_file(folder / "latent.safetensors")
-        missing = model.load_state_dict(state, strict=False)
-        wrong = [n for n in missing.missing_keys if not n.startswith("backbone.")] + missing.unexpected_keys
-        if wrong:
-            raise ValueError(f"{folder}/latent.safetensors: weights missing or left over: {wrong}; export again")
-        return model

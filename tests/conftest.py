@@ -81,7 +81,7 @@ def export_of(
     @lru_cache
     def export(objective: str) -> Path:
         torch.manual_seed(1)
-        backbone = Qwen2_5VL.from_folder(str(tiny_backbone))
+        backbone = Qwen2_5VL.from_folder(tiny_backbone)
         model = LatentVLM(backbone, LatentConfig(slots=3, width=8, head_width=16), RECIPES[objective])
         with torch.no_grad():
             for weight in backbone.parameters():

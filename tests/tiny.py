@@ -1,14 +1,14 @@
 """Small models and samples that several tests share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig
 
 from data.processor import Encoded
 from data.sample import Sample, Text
-from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.batch import Markers
+from model.build import FAMILIES
 from model.latent import LatentConfig
 from model.latent_vlm import LatentVLM
 from model.objective import RECIPES
@@ -17,8 +17,8 @@ MARKERS = Markers(494, 495)
 IMAGE, VISION_START, VISION_END = 490, 492, 493
 
 
-def tiny_config() -> Qwen2_5_VLConfig:
-    """Grouped heads, window attention in the first vision layer, M-RoPE: every part of the real shape."""
+def tiny_config(family: str = "qwen2_5_vl", tied: bool = False) -> Any:
+    """Grouped heads, window attention in the first vision layer, DeepStack, M-RoPE: every part of the real shapes."""
     text = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -36,25 +36,32 @@ def tiny_config() -> Qwen2_5_VLConfig:
         "intermediate_size": 64,
         "num_heads": 2,
         "out_hidden_size": 64,
-        "fullatt_block_indexes": [1],
-        "window_size": 32,
         "patch_size": 8,
     }
+    if family == "qwen2_5_vl":
+        vision |= {"fullatt_block_indexes": [1], "window_size": 32}
+    else:
+        text["head_dim"] = 32  # not hidden size over heads, as in the real 4B and 32B
+        text["rope_parameters"] |= {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
     ids = {
         "image_token_id": IMAGE,
         "video_token_id": 491,
         "vision_start_token_id": VISION_START,
         "vision_end_token_id": VISION_END,
     }
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+    cls = FAMILIES[family].config_class
+    return cls(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
 
 
-def tiny_model(objective: str = "amvl", checkpointing: bool = False, settled: bool = True) -> LatentVLM:
+def tiny_model(
+    objective: str = "amvl", checkpoint_layers: int = 0, settled: bool = True, family: str = "qwen2_5_vl"
+) -> LatentVLM:
     """A random model; `settled` heads are past their zero start, so that every gradient has a value."""
     torch.manual_seed(0)
-    backbone = Qwen2_5VL.from_config(tiny_config())
-    if checkpointing:
-        backbone.checkpoint_layers()
+    backbone = FAMILIES[family].from_config(tiny_config(family))
+    if checkpoint_layers:
+        backbone.checkpoint_layers(checkpoint_layers)
     model = LatentVLM(backbone, LatentConfig(slots=4, width=16, head_width=32), RECIPES[objective])
     model.reset_latent()
     if settled:

@@ -7,7 +7,7 @@ import deepspeed
 import torch
 from transformers.integrations import HfDeepSpeedConfig
 
-from model.build import ModelError, load_backbone
+from model.build import load_backbone
 from model.latent_vlm import LatentVLM
 from trainer.config import Config, ConfigError
 
@@ -51,12 +51,8 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
     values = settings(config)
     # Alive while the weights load: transformers then splits each tensor over the ranks as it reads it.
     hf = HfDeepSpeedConfig(values)
-    try:
-        backbone = load_backbone(config.model, torch.bfloat16 if config.train.bf16 else torch.float32)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{config.model.folder}: cannot be loaded ({error})") from error
-    finally:
-        del hf
+    backbone = load_backbone(config.model, config.train.bf16)
+    del hf
     with deepspeed.zero.Init(config_dict_or_path=values):
         model = LatentVLM(backbone, config.latent, config.objective.recipe)
     latent = [p for module in model.latent_modules().values() for p in module.parameters()]
@@ -64,6 +60,7 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
     with deepspeed.zero.GatheredParameters([*latent, backbone.embedding.weight], modifier_rank=0):
         torch.manual_seed(config.run.seed)
         model.reset_latent()
+    deepspeed.zero.register_external_parameter(model.target_loss, model.target_loss.weight)
     groups = [
         {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": config.train.lr},
         {"params": latent, "lr": config.train.latent_lr},

@@ -63,7 +63,6 @@ def run(config: "Config") -> None:
 
     from data.pack import Packs
     from data.stream import Stream
-    from model.attention import describe
     from model.batch import cost
     from model.build import load_processor, markers_of
     from trainer import checkpoint, finish, loop
@@ -96,7 +95,8 @@ def run(config: "Config") -> None:
     tracker = None
     if rank == 0:
         checkpoint.claim(config)
-        print(describe())
+        backbone = engine.module.backbone
+        print(f"attention: {backbone.attention}; vision tower: {backbone.vision_attention}")
         print(f"{config.run.path}: {ranks} ranks, step {progress.step} of {config.train.steps}")
         tracker = Tracker(config.tracking, config.run.folder, config.run.name, facts.get("mlflow_run_id"))
         tracker.parameters(config.model_dump(mode="json") | {"ranks": ranks}, [config.run.path / "config.yaml"])

@@ -33,7 +33,7 @@ def activation_bytes(config: Config, text: PreTrainedConfig, targets: int, bf16:
     layer = 12 * text.hidden_size + 4 * text.intermediate_size
     kept = (
         text.hidden_size * text.num_hidden_layers + layer
-        if config.model.checkpointing
+        if config.model.checkpoint_layers
         else layer * text.num_hidden_layers
     )
     return config.train.tokens * kept * (2 if bf16 else 4) + targets * text.vocab_size * 4 * 2

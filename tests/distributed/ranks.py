@@ -115,7 +115,7 @@ def main() -> None:
         export(last, cfg.model_dump(mode="json"), Path(arguments.folder) / "export")
     results["sharded"] = all(p.ds_tensor.numel() < p.ds_numel for p in engine.module.backbone.model.model.parameters())
 
-    _, results["checkpointing"] = train(settings(arguments, "ckpt", **{"model.checkpointing": True}), samples)
+    _, results["checkpointing"] = train(settings(arguments, "ckpt", **{"model.checkpoint_layers": "all"}), samples)
     accumulated = settings(arguments, "accumulated", **{"train.accumulation": 2})
     _, results["accumulated"] = train(accumulated, samples, accumulation=2)
 

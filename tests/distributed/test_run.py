@@ -13,7 +13,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from model.latent_vlm import LatentVLM
+from model.build import load_export
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY = 60, 20
@@ -110,7 +110,7 @@ def test_the_resumed_run_is_the_unbroken_one(runner: Runner, whole: str, resumed
     assert sorted(again) == sorted(unbroken) == list(range(1, STEPS + 1))
     for step, losses in again.items():
         assert set(losses) == set(unbroken[step]), f"step {step}"
-    a, b = (LatentVLM.from_export(Path(runner.summary(name)["export"])).state_dict() for name in ("whole", "broken"))
+    a, b = (load_export(Path(runner.summary(name)["export"])).state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from data.shards import read_set
 from model.batch import collate
-from model.build import load_backbone, load_processor, markers_of
+from model.build import load_backbone, load_export, load_processor, markers_of
 from model.latent_vlm import LatentVLM, Weights
 from tests.distributed.ranks import STEPS, Fixed, settings
 
@@ -104,7 +104,7 @@ def test_a_resumed_run_is_the_unbroken_one(results: dict[str, Any]):
 def test_export_holds_the_trained_weights(
     results: dict[str, Any], one_process: tuple[LatentVLM, list[float]], folder: Path
 ):
-    model, exported = one_process[0], LatentVLM.from_export(folder / "runs" / "export").state_dict()
+    model, exported = one_process[0], load_export(folder / "runs" / "export").state_dict()
     assert set(exported) == set(model.state_dict())
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(exported[name], tensor, rtol=1e-3, atol=1e-4, msg=name)

@@ -10,9 +10,8 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from data.processor import Processor
-from model.build import ModelConfig, ModelError, shape_only
+from model.build import ModelConfig, ModelError, load_export, shape_only
 from model.export import check, write
-from model.latent_vlm import LatentVLM
 from model.objective import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -23,9 +22,9 @@ ExportOf = Callable[[str], Path]
 def test_what_is_exported_is_loaded_again(
     export_of: ExportOf, objective: str, processor: Processor, tmp_path: Path
 ) -> None:
-    model = LatentVLM.from_export(export_of(objective))
+    model = load_export(export_of(objective))
     assert model.recipe == RECIPES[objective]
-    again = LatentVLM.from_export(write(model, model.state_dict(), processor, {"name": objective}, tmp_path / "again"))
+    again = load_export(write(model, model.state_dict(), processor, {"name": objective}, tmp_path / "again"))
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     assert not list(tmp_path.glob("*.part"))
@@ -33,13 +32,13 @@ def test_what_is_exported_is_loaded_again(
 
 def test_plain_transformers_loads_the_backbone(export_of: ExportOf) -> None:
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(export_of("amvl"))
-    ours = LatentVLM.from_export(export_of("amvl")).backbone.model.state_dict()
+    ours = load_export(export_of("amvl")).backbone.model.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in plain.state_dict().items())
 
 
 @pytest.mark.parametrize("fault", ["missing", "left over", "empty", "not finite"])
 def test_bad_weights_are_refused(export_of: ExportOf, tiny_backbone: Path, fault: str) -> None:
-    model = LatentVLM.from_export(export_of("amvl"))
+    model = load_export(export_of("amvl"))
     expected = shape_only(ModelConfig(folder=tiny_backbone), model.config, model.recipe).state_dict()
     state = dict(model.state_dict())
     check(Path("step_1"), state, expected)

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.reference import plain_copy, separate_loss
 from model.batch import collate
+from model.build import FAMILIES
 from model.latent_vlm import PARTS, LatentVLM, Weights
 from model.objective import RECIPES
 from tests.tiny import MARKERS, encoded, mixed_samples, tiny_model
@@ -28,12 +29,13 @@ def largest(grads: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> float:
     return max(found)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpoint_layers", [0, 2, 3])
 @pytest.mark.parametrize("objective", list(RECIPES))
-def test_packed_rounds_equal_three_separate_passes(objective: str, checkpointing: bool):
-    model = tiny_model(objective, checkpointing)
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_packed_rounds_equal_three_separate_passes(objective: str, checkpoint_layers: int, family: str):
+    model = tiny_model(objective, checkpoint_layers, family=family)
     packed = gradients(model)
-    plain = plain_copy(tiny_model(objective))
+    plain = plain_copy(tiny_model(objective, family=family))
     loss = sum(separate_loss(plain, [s], MARKERS, 3, WEIGHTS) for s in mixed_samples())
     loss.backward()
     batch = collate(mixed_samples(), model.recipe, model.config, model.backbone, MARKERS, seed=3)
@@ -115,9 +117,10 @@ def test_batch_of_n_is_n_batches_of_one(objective: str):
             assert (parameter.grad - together[name]).norm() <= 1e-5 * scale, name
 
 
-def test_a_batch_without_images_reaches_the_vision_tower():
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_batch_without_images_reaches_the_vision_tower(family: str):
     """ZeRO-3 hangs when one rank skips a module that another runs."""
-    model = tiny_model()
+    model = tiny_model(family=family)
     batch = collate([encoded("a", [], 9, 4)], model.recipe, model.config, model.backbone, MARKERS)
     model(batch, WEIGHTS)[0].backward()
     found = [p.grad for p in model.backbone.vision.parameters()]

@@ -1,0 +1,207 @@
+"""The `sdpa` back end: PyTorch's scaled_dot_product_attention on padded groups. Exact, and runs on any machine.
+
+Samples of similar prefix length make a group; the branches of a sample share one call and its prefix is not
+copied per branch.
+
+Letters in shapes: T tokens of the row, H query heads, G key and value heads, D head size, N samples of a
+group, P padded prefix, Q padded branch tokens of one sample, K padded keys.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.layout import PREFIX, Layout, Segment
+
+NOTHING = -2  # the branch number of padding among keys
+WIDEST = 0.75  # a group takes in prefixes down to this share of its longest
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples of similar prefix length, attended to in one call.
+
+    Padded places of a round are numbered group by group: first the prefixes [N, P] (only in the round
+    that runs them), then the branch tokens [N, Q] of all branches of a sample, one after the other.
+    """
+
+    samples: tuple[int, ...]
+    start: int  # its first padded place
+    prefix: int  # P in the round that runs the prefixes, else 0
+    queries: int  # Q
+    mask: Tensor  # [N, 1, Q, K] who sees whom; keys are the remembered ones, then this round's
+    key_branches: np.ndarray  # [N, K] branch number of every key, PREFIX or NOTHING
+
+
+@dataclass(frozen=True)
+class PaddedPlan:
+    """One round over a row, as padded groups."""
+
+    groups: tuple[Group, ...]
+    places: Tensor  # [padded places] the row that stands at each place (0 where none does)
+    valid: Tensor  # [padded places, 1] 1.0 where a row stands, else 0.0
+    rows: Tensor  # [T] the place of each row
+    keep: bool
+
+    @classmethod
+    def of(cls, layout: Layout, earlier: "PaddedPlan | None") -> "PaddedPlan":
+        """The plan of a layout, after that of the round before."""
+        lengths = [s.length for s in layout.prefixes] or [0] * layout.samples
+        of_sample: list[list[Segment]] = [[] for _ in range(layout.samples)]
+        for s in layout.branches:
+            of_sample[s.sample].append(s)
+        known = (
+            [(g.samples, g.key_branches) for g in earlier.groups] if earlier else [(g, None) for g in _similar(lengths)]
+        )
+        first_row = np.concatenate([[0], np.cumsum(lengths)])
+        places: list[np.ndarray] = []
+        groups: list[Group] = []
+        start = 0
+        for members, remembered in known:
+            width = max(lengths[i] for i in members)
+            queries = max(sum(s.length for s in of_sample[i]) for i in members)
+            prefix_places = np.full((len(members), width), -1)
+            query_places = np.full((len(members), queries), -1)
+            query_branches = np.full((len(members), queries), NOTHING)
+            for n, i in enumerate(members):
+                prefix_places[n, : lengths[i]] = first_row[i] + np.arange(lengths[i])
+                at = 0
+                for s in of_sample[i]:
+                    query_places[n, at : at + s.length] = s.row + np.arange(s.length)
+                    query_branches[n, at : at + s.length] = s.branch
+                    at += s.length
+            before = np.where(prefix_places >= 0, PREFIX, NOTHING) if remembered is None else remembered
+            keys = np.concatenate([before, query_branches], axis=1)
+            kept = keys if layout.keep else before
+            groups.append(Group(members, start, width, queries, _mask(keys, query_branches), kept))
+            places.extend((prefix_places.ravel(), query_places.ravel()))
+            start += len(members) * (width + queries)
+        flat = np.concatenate(places)
+        rows = np.empty(layout.tokens, dtype=np.int64)
+        rows[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+        return cls(
+            groups=tuple(groups),
+            places=torch.from_numpy(np.maximum(flat, 0)),
+            valid=torch.from_numpy((flat >= 0).astype(np.float32))[:, None],
+            rows=torch.from_numpy(rows),
+            keep=layout.keep,
+        )
+
+    def to(self, device: torch.device) -> "PaddedPlan":
+        groups = tuple(replace(g, mask=g.mask.to(device)) for g in self.groups)
+        moved = {name: getattr(self, name).to(device) for name in ("places", "valid", "rows")}
+        return replace(self, groups=groups, **moved)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, memory: list[KeyValue] | None, scale: float
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """One layer. q [T, H, D], k and v [T, G, D] -> ([T, H, D], per group the keys and values [N, G, K, D])."""
+        pq, pk, pv = (_Pad.apply(x.flatten(1), self.places, self.rows) for x in (q, k, v))
+        past = zip(self.groups, memory or [None] * len(self.groups), strict=True)  # type: ignore[list-item]
+        results = [self._group(group, pq, pk, pv, seen, q.shape[2], scale) for group, seen in past]
+        attended, remembered = zip(*results, strict=True)
+        out = _Unpad.apply(torch.cat(attended), self.places, self.rows, self.valid)
+        return out.unflatten(1, q.shape[1:]), list(remembered)
+
+    def _group(self, group: Group, q: Tensor, k: Tensor, v: Tensor, past: KeyValue | None, head: int, scale: float):
+        """Attention of one group: padded places [places, heads * D] in and out, and its keys and values."""
+        n, prefix, new = len(group.samples), group.prefix, group.queries
+
+        def heads(x: Tensor, start: int, length: int) -> Tensor:  # [N, heads, length, D]
+            return x[start : start + n * length].view(n, length, -1, head).transpose(1, 2)
+
+        out, seen = [], past
+        if prefix:
+            seen = heads(k, group.start, prefix), heads(v, group.start, prefix)
+            pq = heads(q, group.start, prefix)
+            # Padding stands behind the prefix, so the causal order alone hides it.
+            out.append(F.scaled_dot_product_attention(pq, *seen, is_causal=True, scale=scale, enable_gqa=True))
+        assert seen is not None
+        kept = seen
+        if new:
+            start = group.start + n * prefix
+            keys, values = (torch.cat([a, heads(x, start, new)], 2) for a, x in zip(seen, (k, v), strict=True))
+            bq = heads(q, start, new)
+            out.append(
+                F.scaled_dot_product_attention(bq, keys, values, attn_mask=group.mask, scale=scale, enable_gqa=True)
+            )
+            if self.keep:
+                kept = keys, values
+        flat = [x.transpose(1, 2).reshape(n * x.shape[2], -1) for x in out]
+        return torch.cat(flat) if flat else q[:0], kept
+
+
+def attend_chunks(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
+    """Full attention within each chunk of a row, chunks of one length in one call (windows mostly have one).
+
+    q, k, v [T, H, D]; bounds [chunks + 1] the first row of each chunk, and T -> [T, H, D].
+    """
+    lengths = bounds.diff()
+    sizes, counts = lengths.unique(return_counts=True)
+    by_length = lengths.argsort(stable=True)
+    within = [torch.arange(size, device=bounds.device) for size in sizes.tolist()]
+    firsts = bounds[by_length].split(counts.tolist())
+    order = torch.cat([(f[:, None] + w).flatten() for f, w in zip(firsts, within, strict=True)])  # [T]
+    back = order.argsort()
+    shape, out, start = q.shape[1:], [], 0
+    rows = [_Pad.apply(x.flatten(1), order, back) for x in (q, k, v)]
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        end = start + size * count
+        cq, ck, cv = (x[start:end].view(count, size, *shape).transpose(1, 2) for x in rows)  # [count, H, size, D]
+        attended = F.scaled_dot_product_attention(cq, ck, cv, scale=scale)
+        out.append(attended.transpose(1, 2).reshape(end - start, -1))
+        start = end
+    return _Pad.apply(torch.cat(out), back, order).unflatten(1, shape)
+
+
+def _similar(lengths: list[int]) -> list[tuple[int, ...]]:
+    """Samples in groups of similar length, longest first."""
+    groups: list[list[int]] = []
+    for sample in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and lengths[sample] >= WIDEST * lengths[groups[-1][0]]:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return [tuple(sorted(group)) for group in groups]
+
+
+def _mask(keys: np.ndarray, queries: np.ndarray) -> Tensor:
+    """[N, 1, Q, K]: the whole prefix, and the same branch up to the query itself."""
+    columns = np.arange(keys.shape[1])
+    own_column = keys.shape[1] - queries.shape[1] + np.arange(queries.shape[1])
+    same = keys[:, None, :] == queries[:, :, None]
+    seen = (keys[:, None, :] == PREFIX) | (same & (columns[None, None, :] <= own_column[None, :, None]))
+    return torch.from_numpy(seen & (keys[:, None, :] != NOTHING))[:, None]
+
+
+class _Pad(torch.autograd.Function):
+    """Rows [T, F] to padded places. Every row stands at one place, so the gradient is a gather as well:
+    nothing is added in an order that could change."""
+
+    @staticmethod
+    def forward(ctx, rows, places, row_places):
+        ctx.save_for_backward(row_places)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Padded places [places, F] to rows [T, F]; padding gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, padded, places, row_places, valid):
+        ctx.save_for_backward(places, valid)
+        return padded.index_select(0, row_places)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        places, valid = ctx.saved_tensors
+        return gradient.index_select(0, places).mul_(valid.to(gradient.dtype)), None, None, None

@@ -1,0 +1,156 @@
+"""The `flash` and `varlen` back ends: fused kernels on the packed row itself, without padding.
+
+A prefix attends to itself. A branch attends to its prefix and to itself in two calls that are merged, so that
+a prefix's keys and values are read where they lie and copied for no branch, in the forward or the backward
+pass. The price is a second pass over the branches' outputs, which are few. (Where a sample has no branch token at
+all in a round, the keys of the prefixes that have are gathered once per layer: the kernels want no empty sequence.)
+
+Letters in shapes: T tokens of the row, H query heads, G key and value heads, D head size; P, Q rows of prefixes
+and branches; K kept rows of branches of earlier rounds.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.kernels import Kernel, Spans
+from model.layout import Layout
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class Memory(NamedTuple):
+    """Keys and values that a layer keeps for later rounds."""
+
+    prefix: KeyValue  # [P, G, D]
+    kept: KeyValue  # [K, G, D]
+
+
+@dataclass(frozen=True)
+class VarlenPlan:
+    """One round over a row, as sequences of a kernel."""
+
+    kernel: Kernel
+    prefixes: Spans | None  # in the round that runs them
+    to_prefix: Spans | None  # all branch rows of a sample to its prefix
+    to_branch: Spans | None  # the new rows of a branch to its kept and new rows
+    prefix_rows: Tensor | None  # the rows of prefixes that have branches, where some have none
+    branch_rows: Tensor | None  # order of kept and new rows, where there are kept ones
+    lengths: tuple[int, ...]  # of the prefixes
+    kept: tuple[tuple[int, int], ...]  # (sample, branch) of every row kept so far
+    keep: bool
+
+    @classmethod
+    def of(cls, layout: Layout, earlier: "VarlenPlan | None", kernel: Kernel) -> "VarlenPlan":
+        """The plan of a layout, after that of the round before."""
+        lengths = earlier.lengths if earlier else tuple(s.length for s in layout.prefixes)
+        kept, branches = earlier.kept if earlier else (), layout.branches
+        new = tuple((s.sample, s.branch) for s in branches for _ in range(s.length))
+        with_branches = sorted({s.sample for s in branches})
+        queries = [sum(s.length for s in branches if s.sample == sample) for sample in with_branches]
+        prefix_rows = branch_rows = None
+        if branches and len(with_branches) < len(lengths):
+            starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+            prefix_rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in with_branches])
+        keys = [s.length for s in branches]
+        if kept and branches:
+            row_of: dict[tuple[int, int], list[int]] = {}
+            for row, branch in enumerate(kept + new):
+                row_of.setdefault(branch, []).append(row)
+            seen = [row_of[s.sample, s.branch] for s in branches]
+            keys = [len(rows) for rows in seen]
+            branch_rows = torch.tensor([row for rows in seen for row in rows])
+        return cls(
+            kernel=kernel,
+            prefixes=None if earlier else _spans(lengths, lengths, causal=True),
+            to_prefix=_spans(queries, [lengths[i] for i in with_branches], causal=False) if branches else None,
+            to_branch=_spans([s.length for s in branches], keys, causal=True) if branches else None,
+            prefix_rows=prefix_rows,
+            branch_rows=branch_rows,
+            lengths=lengths,
+            kept=kept + new if layout.keep else kept,
+            keep=layout.keep,
+        )
+
+    def to(self, device: torch.device) -> "VarlenPlan":
+        names = ("prefixes", "to_prefix", "to_branch", "prefix_rows", "branch_rows")
+        moved = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **moved)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory | None, scale: float) -> tuple[Tensor, Memory]:
+        """One layer. q [T, H, D], k and v [T, G, D] -> [T, H, D] and what later rounds see."""
+        out: list[Tensor] = []
+        if memory is None:
+            assert self.prefixes is not None
+            sizes = [sum(self.lengths), q.shape[0] - sum(self.lengths)]
+            (pq, q), (pk, k), (pv, v) = (x.split(sizes) for x in (q, k, v))
+            out.append(_Attend.apply(pq, pk, pv, self.prefixes, scale, self.kernel))
+            memory = Memory((pk, pv), (k[:0], v[:0]))
+        known = _joined(memory.kept, (k, v)) if self.kept else (k, v)
+        if self.to_prefix is not None:
+            far = _picked(memory.prefix, self.prefix_rows)
+            near = _picked(known, self.branch_rows)
+            out.append(_Merged.apply(q, *far, *near, self.to_prefix, self.to_branch, scale, self.kernel))
+        return torch.cat(out), Memory(memory.prefix, known if self.keep else memory.kept)
+
+
+def _joined(a: KeyValue, b: KeyValue) -> KeyValue:
+    return torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])
+
+
+def _picked(x: KeyValue, rows: Tensor | None) -> KeyValue:
+    return x if rows is None else (x[0].index_select(0, rows), x[1].index_select(0, rows))
+
+
+def _spans(queries: list[int] | tuple[int, ...], keys: list[int] | tuple[int, ...], causal: bool) -> Spans:
+    first_query, first_key = (torch.tensor([0, *x]).cumsum(0).to(torch.int32) for x in (queries, keys))
+    return Spans(first_query, first_key, max(queries), max(keys), causal)
+
+
+def attend_chunks(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float, kernel: Kernel
+) -> Tensor:
+    """Full attention within each chunk of a row: q, k, v [T, H, D], bounds [chunks + 1] int32 -> [T, H, D]."""
+    out: Tensor = _Attend.apply(q, k, v, Spans(bounds, bounds, longest, longest, False), scale, kernel)
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    """One call of a kernel."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, spans, scale, kernel):
+        out, lse = kernel.forward(q, k, v, spans, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rest = spans, scale, kernel
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        spans, scale, kernel = ctx.rest
+        return *kernel.backward(gradient, *ctx.saved_tensors, spans, scale), None, None, None
+
+
+class _Merged(torch.autograd.Function):
+    """Attention over two sets of keys at once: far ones (of the prefix) and near ones (of the branch)."""
+
+    @staticmethod
+    def forward(ctx, q, far_k, far_v, near_k, near_v, far, near, scale, kernel):
+        far_out, far_lse = kernel.forward(q, far_k, far_v, far, scale)
+        near_out, near_lse = kernel.forward(q, near_k, near_v, near, scale)
+        lse = torch.logaddexp(far_lse, near_lse)  # [H, Q]
+        far_share, near_share = ((part - lse).exp().T[:, :, None] for part in (far_lse, near_lse))  # [Q, H, 1]
+        out = (far_out * far_share + near_out * near_share).to(q.dtype)
+        ctx.save_for_backward(q, far_k, far_v, near_k, near_v, out, lse)
+        ctx.rest = far, near, scale, kernel
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        q, far_k, far_v, near_k, near_v, out, lse = ctx.saved_tensors
+        far, near, scale, kernel = ctx.rest
+        q_far, *of_far = kernel.backward(gradient, q, far_k, far_v, out, lse, far, scale)
+        q_near, *of_near = kernel.backward(gradient, q, near_k, near_v, out, lse, near, scale)
+        return q_far + q_near, *of_far, *of_near, None, None, None, None
