@@ -68,7 +68,8 @@ def packed_step(model: LatentVLM, items: list[Encoded], weights: Weights) -> Cal
     def step() -> None:
         model.zero_grad()
         batch = collate(items, model.recipe, model.config, model.backbone, MARKERS)
-        model(batch, weights)[0].backward()
+        for loss in model(batch, weights)[0]:
+            loss.backward()
 
     return step
 

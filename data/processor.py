@@ -4,9 +4,11 @@ The image processor and the tokenizer of a Hugging Face folder are called direct
 processor needs a video processor, which needs torchvision.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
@@ -48,9 +50,12 @@ class Processor:
         self.latent_start, self.latent_end = self.tokenizer.convert_tokens_to_ids([LATENT_START, LATENT_END])
         self.end = self.tokenizer.eos_token_id
 
-    def encode(self, sample: Sample) -> Encoded:
-        """DataError names the sample and what is wrong with it."""
-        pixels, grids = self._pixels(sample)
+    def encode(self, sample: Sample, fewer: int = 0) -> Encoded:
+        """With at least `fewer` image tokens less than its images would have, so far as each can keep one.
+
+        DataError names the sample and what is wrong with it.
+        """
+        pixels, grids = self._pixels(sample, fewer)
         merged = grids.prod(1) // self.image_processor.merge_size**2
         prompt = self.prompt(sample.text, len(sample.images))
         pieces = prompt.split(IMAGE_PAD)
@@ -88,12 +93,39 @@ class Processor:
         """Reply text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _pixels(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def _pixels(self, sample: Sample, fewer: int) -> tuple[Tensor, Tensor]:
+        """([patches, patch width], [images, 3]) of all images."""
+        process, patch = self.image_processor, self.image_processor.patch_size
         if not sample.images:
-            width = 3 * self.image_processor.temporal_patch_size * self.image_processor.patch_size**2
-            return torch.zeros(0, width), torch.zeros(0, 3, dtype=torch.long)
+            return torch.zeros(0, 3 * process.temporal_patch_size * patch**2), torch.zeros(0, 3, dtype=torch.long)
+        opened = pictures(sample)
+        for number, picture in enumerate(opened):
+            if min(picture.size) < patch:
+                size = f"{picture.width} x {picture.height} pixels"
+                raise DataError(
+                    f"{sample.place}.{number}: {size}, a side below one patch of {patch}; enlarge it or leave it out"
+                )
         try:
-            done = self.image_processor(images=pictures(sample), return_tensors="pt")
+            if fewer:
+                # None is enlarged to a least size: that could take it past its limit.
+                sizes = [{"shortest_edge": 1, "longest_edge": most} for most in self._limits(opened, fewer)]
+                done = [process([p], size=s, return_tensors="pt") for p, s in zip(opened, sizes, strict=True)]
+            else:
+                done = [process(opened, return_tensors="pt")]
         except ValueError as error:  # a picture too long for its width
             raise DataError(f"{sample.place}: {error}; crop the picture or leave the sample out") from error
-        return done["pixel_values"], done["image_grid_thw"]
+        return torch.cat([d["pixel_values"] for d in done]), torch.cat([d["image_grid_thw"] for d in done])
+
+    def _limits(self, opened: list[Image.Image], fewer: int) -> list[int]:
+        """Most pixels of each picture: in proportion, so that all have `fewer` tokens less but one each is left."""
+        merge = self.image_processor.merge_size
+        patches = [self.image_processor.get_number_of_image_patches(p.height, p.width) for p in opened]
+        beyond = [n // merge**2 - 1 for n in patches]  # tokens beyond one each
+        left = max(0, sum(beyond) - fewer)
+        limits = []
+        for picture, tokens in zip(opened, beyond, strict=True):
+            most = 1 + tokens * left // max(1, sum(beyond))
+            # A long strip is one token thin at least; then its length alone counts, which goes with the root.
+            strip = most * min(picture.size) / max(picture.size)
+            limits.append(math.ceil(most * min(1, strip) * (merge * self.image_processor.patch_size) ** 2))
+        return limits

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGE_MARK = "<image>"  # where an image stands in a question; without any, images stand before the text
+MOST_PIXELS = 100_000_000  # of one picture; decoded, they take 300 MB
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -68,11 +69,19 @@ class Sample(BaseModel):
 
 
 def pictures(sample: Sample) -> list[Image.Image]:
-    """The sample's images, decoded as RGB. DataError names the one that is damaged."""
+    """The sample's images, decoded as RGB. DataError names the one that is damaged or too large."""
     decoded = []
     for number, content in enumerate(sample.images):
+        place = f"{sample.place}.{number}"
         try:
-            decoded.append(Image.open(io.BytesIO(content)).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{sample.place}.{number}: not a whole picture ({error}); write it again") from error
+            picture = Image.open(io.BytesIO(content))  # reads no more than the header
+            if picture.width * picture.height > MOST_PIXELS:
+                size = f"{picture.width} x {picture.height} pixels"
+                raise DataError(f"{place}: {size}, more than {MOST_PIXELS:,}; shrink it or leave the sample out")
+            decoded.append(picture.convert("RGB"))
+        except Image.DecompressionBombError as error:  # PIL's own limit is higher, and met by damaged headers too
+            what = f"not a whole picture, or one of more than {MOST_PIXELS:,} pixels"
+            raise DataError(f"{place}: {what} ({error}); write it again, smaller") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{place}: not a whole picture ({error}); write it again") from error
     return decoded

@@ -6,6 +6,7 @@ Three back ends give the same result (tests/model/test_attention.py, tests/gpu):
 Letters in shapes: T tokens of the row, H query heads, G key and value heads, D head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -99,10 +100,12 @@ class Round:
     memory: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, back_end: BackEnd, layout: Layout, earlier: "Round | None" = None) -> "Round":
-        """The round of a layout (on its device), after an earlier one."""
+    def of(
+        cls, back_end: BackEnd, layout: Layout, earlier: "Round | None" = None, cut: Callable[[Any], Any] = lambda x: x
+    ) -> "Round":
+        """The round of a layout (on its device), after an earlier one, whose memory it sees through a cut."""
         plan = back_end.plan(layout, earlier.plan if earlier else None)
-        return cls(layout, plan, earlier.memory if earlier else None)
+        return cls(layout, plan, cut(earlier.memory) if earlier else None)
 
 
 def packed_attention(

@@ -102,7 +102,7 @@ def collate(
         keep=not answers and latents in ("none", "pause"),
     )
     second = None
-    if answers and latents in ("prior", "posterior"):
+    if answers and recipe.rounds == 2:
         second = next_round(first, [[len(ids)] for ids in decode], [[0] for _ in samples])
     ids = torch.cat([s.prompt for s in samples] + [b for branches in known for b in branches])
     real = any(len(s.grids) for s in samples)

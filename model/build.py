@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from data.processor import Processor
 from data.sample import UserError
+from model import fused
 from model.attention import Choice, choose
 from model.backbones.backbone import Backbone
 from model.backbones.qwen2_5_vl import Qwen2_5VL
@@ -41,6 +42,9 @@ class ModelConfig(BaseModel):
     )
     attention: Choice = Field("auto", description="back end of the language model: auto, flash, varlen or sdpa")
     vision_attention: Choice = Field("auto", description="back end of the vision tower, likewise")
+    liger: Literal["auto", "on", "off"] = Field(
+        "auto", description="Liger-Kernel's fused norms and feed-forward parts; auto: where it can run"
+    )
     min_pixels: int = Field(56 * 56, ge=1, description="smaller images are enlarged to this many pixels")
     max_pixels: int = Field(1280 * 28 * 28, ge=1, description="larger images are shrunk to this many pixels")
 
@@ -137,6 +141,11 @@ def load_backbone(config: ModelConfig, bf16: bool = False) -> Backbone:
         raise ModelError(
             f"{config.folder}: weights and config.json disagree ({said}); fetch the folder again"
         ) from error
+    obstacle = fused.missing()
+    if config.liger == "on" and obstacle:
+        raise ModelError(f"model.liger 'on': {obstacle}; set it to auto or off")
+    if config.liger != "off" and not obstacle:
+        fused.fuse(backbone.language)
     return prepare(backbone, config)
 
 

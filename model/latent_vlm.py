@@ -3,6 +3,7 @@
 Letters in shapes: N samples, k slots, d latent width, C hidden size, T rows of a round, M target tokens.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from model.attention import Round
 from model.backbones.backbone import Backbone
 from model.batch import Batch
+from model.cut import Cut
 from model.latent import Gaussian, GaussianHead, Injection, LatentConfig, Slots
 from model.layout import Layout
 from model.objective import Recipe, kl_terms
@@ -59,8 +61,9 @@ class LatentVLM(nn.Module):
         """First values of the latent parts, and their input scale from the backbone's embedding."""
         for module in self.latent_modules().values():
             module.reset()  # type: ignore[operator]
-        table = self.backbone.embedding.weight.detach().float()
-        self.scale.copy_(table.norm(dim=1).mean() / table.shape[1] ** 0.5)
+        table = self.backbone.embedding.weight.detach()
+        norms = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)  # without a copy of the table in fp32
+        self.scale.copy_(norms.mean() / table.shape[1] ** 0.5)
 
     def prompt_round(self, batch: Batch) -> tuple[Tensor, Round]:
         """Round 1: prefixes and the branches known at once. Returns hidden states [T1, C] and the round."""
@@ -80,9 +83,9 @@ class LatentVLM(nn.Module):
         round_ = self.round(batch.first)
         return self.backbone.states(embeddings, round_, batch.image_rows, deep), round_
 
-    def round(self, layout: Layout, earlier: Round | None = None) -> Round:
-        """A pass of the language model over a layout, after an earlier one."""
-        return Round.of(self.backbone.attention, layout, earlier)
+    def round(self, layout: Layout, earlier: Round | None = None, cut: Cut | None = None) -> Round:
+        """A pass of the language model over a layout, after an earlier one (beyond a cut)."""
+        return Round.of(self.backbone.attention, layout, earlier, cut or (lambda memory: memory))
 
     def prior_of(self, batch: Batch, states: Tensor) -> Gaussian:
         """p(z | x), each [N, k, d], from the states of round 1."""
@@ -97,15 +100,18 @@ class LatentVLM(nn.Module):
         embeddings = self.backbone.embedding(ids)
         return embeddings.index_copy(0, z_rows, self.injection(z, self.scale).flatten(0, 1).to(embeddings.dtype))
 
-    def forward(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, weights: Weights) -> tuple[Iterator[Tensor], Tensor]:
         """The micro-step's share of the loss, and its sums in the order of PARTS (nats, counts).
 
-        The gradient is that of three separate passes per sample (prior, posterior, decode).
+        The loss comes in as many parts as there are rounds, the last round's first. Each part's backward pass has
+        to be taken before the next part is asked for; together they have the gradient of three separate passes per
+        sample (prior, posterior, decode).
         """
         states, first = self.prompt_round(batch)
         zero = states.new_zeros((), dtype=torch.float32)
         forward, reverse, sigma_p, sigma_q = zero, zero, zero, zero
-        if self.recipe.latents in ("prior", "posterior"):
+        cut = Cut()
+        if self.recipe.rounds == 2:
             prior = self.prior_of(batch, states)
             z = prior.mean
             sigma_p = prior.log_sigma.detach().exp().mean((1, 2)).sum()
@@ -114,12 +120,16 @@ class LatentVLM(nn.Module):
                 z = posterior.sample(batch.noise)
                 sigma_q = posterior.log_sigma.detach().exp().mean((1, 2)).sum()
                 forward, reverse = kl_terms(self.recipe, prior, posterior)
-            inputs = self.decode_inputs(batch.ids2, batch.z_rows, z)
             assert batch.second is not None
-            states = self.backbone.states(inputs, self.round(batch.second, first))
+            inputs = self.decode_inputs(batch.ids2, batch.z_rows, cut(z))
+            states = self.backbone.states(inputs, self.round(batch.second, first, cut))
         ntp = self.target_loss(states[batch.target_rows], batch.targets)
         kls = weights.beta * forward + weights.gamma * reverse
-        loss = weights.per_token * ntp + weights.per_nat * kls
         counts = ntp.new_tensor([len(batch.targets), batch.samples])
         parts = torch.stack([ntp, forward, reverse, sigma_p, sigma_q]).detach()
-        return loss, torch.cat([parts, counts])
+        return self._losses(weights.per_token * ntp, weights.per_nat * kls, cut), torch.cat([parts, counts])
+
+    def _losses(self, ntp: Tensor, kls: Tensor, cut: Cut) -> Iterator[Tensor]:
+        yield ntp
+        if self.recipe.rounds == 2:
+            yield kls + cut.carried()

@@ -22,6 +22,11 @@ class Recipe:
     forward: Literal["off", "stopped", "full"] = "off"  # beta's KL(q || p), with or without stop-gradient
     reverse: Literal["off", "stopped", "full"] = "off"  # gamma's KL(p || q)
 
+    @property
+    def rounds(self) -> int:
+        """Passes of the language model in a micro-step: one more where z comes from the first."""
+        return 2 if self.latents in ("prior", "posterior") else 1
+
 
 RECIPES = {
     "sft": Recipe("none"),

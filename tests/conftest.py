@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -12,16 +13,19 @@ import pytest
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 import torch
+from transformers import AutoTokenizer
 
 from data import puzzles, shards
-from data.processor import Processor
+from data.processor import IMAGE_PAD, Processor
 from data.sample import Sample, Text
 from model.backbones import tiny
 from model.backbones.qwen2_5_vl import Qwen2_5VL
+from model.backbones.qwen3_vl import Qwen3VL
 from model.export import write
 from model.latent import LatentConfig
 from model.latent_vlm import LatentVLM
 from model.objective import RECIPES
+from tests.tiny import tiny_config
 
 torch.set_num_threads(1)
 
@@ -59,6 +63,19 @@ def tiny_backbone(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A Hugging Face folder of a small Qwen2.5-VL with random weights."""
     folder = tmp_path_factory.mktemp("tiny") / "backbone"
     tiny.build(list(shards.read_set(tiny_shards)), folder, vocabulary=400)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_vl(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a small Qwen3-VL, its input and output embeddings tied."""
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path_factory.mktemp("tiny") / "qwen3_vl"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = tiny_config("qwen3_vl", tied=True)
+    config.text_config.vocab_size = len(tokenizer) + 2
+    config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    torch.manual_seed(0)
+    Qwen3VL.model_class(config).save_pretrained(folder)
     return folder
 
 

@@ -1,12 +1,13 @@
 """The configuration of a run: YAML files with `extends:`, dotted overrides, checked as a whole before anything runs."""
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from data.sample import UserError
 from data.stream import DataConfig
@@ -15,6 +16,7 @@ from model.latent import LatentConfig
 from model.objective import ObjectiveConfig
 from trainer.schedule import ScheduleConfig
 from trainer.tracking import TrackingConfig
+from trainer.zero import DeepSpeedConfig
 
 
 class ConfigError(UserError):
@@ -45,6 +47,17 @@ class TrainConfig(ScheduleConfig):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
     log_every: int = Field(10, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps")
+    profile: tuple[int, ...] | None = Field(None, description="first and last step of a torch profiler trace, or null")
+
+    @field_validator("profile")
+    @classmethod
+    def _profiles_steps_of_the_run(
+        cls, profile: tuple[int, ...] | None, info: ValidationInfo
+    ) -> tuple[int, ...] | None:
+        steps = info.data.get("steps", math.inf)  # not there when it is faulty itself
+        if profile is not None and not (len(profile) == 2 and 1 <= profile[0] <= profile[1] <= steps):
+            raise ValueError(f"write two steps, the first and the last to record: [first, last] from 1 to {steps}")
+        return profile
 
     @property
     def bf16(self) -> bool:
@@ -63,7 +76,7 @@ class Config(BaseModel):
     latent: LatentConfig = LatentConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig
-    deepspeed: Path = Field(Path("configs/deepspeed/zero3.json"), description="DeepSpeed's own settings, JSON")
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def to_yaml(self) -> str:

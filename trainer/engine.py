@@ -1,65 +1,36 @@
 """The DeepSpeed ZeRO-3 engine around a LatentVLM."""
 
-import json
-from typing import Any
-
 import deepspeed
+import deepspeed.comm as dist
 import torch
 from transformers.integrations import HfDeepSpeedConfig
 
+from model.batch import Batch
 from model.build import load_backbone
-from model.latent_vlm import LatentVLM
+from model.latent_vlm import PARTS, LatentVLM, Weights
 from trainer.config import Config, ConfigError
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """DeepSpeed's configuration: the file's settings plus what the run's own configuration fixes."""
-    try:
-        values = json.loads(config.deepspeed.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{config.deepspeed}: not a readable JSON file ({error}); check the key deepspeed") from error
-    train = config.train
-    fixed = {
-        "train_micro_batch_size_per_gpu": 1,  # one packed row
-        "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": train.clip,
-        "steps_per_print": 10**9,
-        "bf16": {"enabled": config.train.bf16},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.lr,
-                "betas": [0.9, 0.95],
-                "weight_decay": train.weight_decay,
-                "torch_adam": True,
-            },
-        },
-    }
-    clash = sorted(set(values) & set(fixed))
-    if clash:
-        raise ConfigError(f"{config.deepspeed}: {clash[0]} is set by the run's own config; take it out of the file")
-    stage = values.get("zero_optimization", {}).get("stage")
-    if stage != 3:
-        raise ConfigError(
-            f"{config.deepspeed}: zero_optimization.stage is {stage}; the trainer runs stage 3, set it to 3"
-        )
-    return values | fixed
+from trainer.zero import settings
 
 
 def build(config: Config) -> deepspeed.DeepSpeedEngine:
     """Load the model under zero.Init and wrap it, with two learning rates and their schedule."""
-    values = settings(config)
+    values, ranks, node = settings(config), dist.get_world_size(), config.deepspeed.hpz_partition_size
+    if ranks % node:
+        raise ConfigError(f"deepspeed.hpz_partition_size: {ranks} ranks cannot be split into groups of {node}")
     # Alive while the weights load: transformers then splits each tensor over the ranks as it reads it.
     hf = HfDeepSpeedConfig(values)
     backbone = load_backbone(config.model, config.train.bf16)
     del hf
-    with deepspeed.zero.Init(config_dict_or_path=values):
-        model = LatentVLM(backbone, config.latent, config.objective.recipe)
-    latent = [p for module in model.latent_modules().values() for p in module.parameters()]
-    # Rank 0's first values reach all ranks; the embedding is only read.
-    with deepspeed.zero.GatheredParameters([*latent, backbone.embedding.weight], modifier_rank=0):
+    model = LatentVLM(backbone, config.latent, config.objective.recipe)
+    with deepspeed.zero.GatheredParameters([backbone.embedding.weight]):
         torch.manual_seed(config.run.seed)
         model.reset_latent()
+    # The same on every rank, by the seed; DeepSpeed splits them when it wraps the model.
+    dtype = torch.bfloat16 if config.train.bf16 else torch.float32
+    for module in model.latent_modules().values():
+        module.to(backbone.embedding.weight.device, dtype)
+    model.scale = model.scale.to(backbone.embedding.weight.device)
+    latent = [p for module in model.latent_modules().values() for p in module.parameters()]
     deepspeed.zero.register_external_parameter(model.target_loss, model.target_loss.weight)
     groups = [
         {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": config.train.lr},
@@ -73,3 +44,26 @@ def build(config: Config) -> deepspeed.DeepSpeedEngine:
         dist_init_required=False,
     )
     return engine
+
+
+def take_step(engine: deepspeed.DeepSpeedEngine, batches: list[Batch], weights: Weights) -> torch.Tensor:
+    """One optimizer step over micro-steps, each with a backward pass per round. Returns this rank's sums (PARTS).
+
+    Some weights have a gradient in one round only, and DeepSpeed (0.19) writes over what is left of the step before
+    in the first backward pass of a step alone, so what is left is cleared here. It begins to add at the next forward
+    pass, of which there is none between two rounds; and with its optimizer on the CPU it would take over the
+    gradients of the last backward pass alone.
+    """
+    optimizer, parts = engine.optimizer, torch.zeros(len(PARTS), device=engine.device)
+    optimizer.grad_partitions_flat_buffer.zero_()
+    for batch in batches:
+        losses, sums = engine(batch, weights)
+        for number, loss in enumerate(losses):
+            if number:
+                optimizer.clear_backward_seen_flag()
+            engine.backward(loss, scale_wrt_gas=False)
+            if engine.is_gradient_accumulation_boundary():
+                optimizer.finalize_gradient_accumulation_boundary()
+            engine.step()
+        parts += sums
+    return parts

@@ -6,8 +6,8 @@ from pathlib import Path
 from model.export import export
 from trainer.checkpoint import Progress
 from trainer.config import Config
-from trainer.engine import settings
 from trainer.tracking import Tracker, store_uri
+from trainer.zero import settings
 
 
 def export_folder(config: Config) -> Path:

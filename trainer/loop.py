@@ -5,15 +5,17 @@ import time
 import deepspeed.comm as dist
 import torch
 from deepspeed import DeepSpeedEngine
-from torch import Tensor
 
 from data.pack import Packs
 from model.batch import Batch, Markers, collate
-from model.latent_vlm import PARTS, LatentVLM, Weights
+from model.latent_vlm import LatentVLM, Weights
 from trainer import checkpoint
 from trainer.checkpoint import Progress
 from trainer.config import Config
-from trainer.report import Reporter
+from trainer.engine import take_step
+from trainer.profiler import Profiler
+from trainer.report import Counts, Reporter, Step
+from trainer.throughput import Flops
 
 
 def train(
@@ -21,23 +23,22 @@ def train(
 ) -> None:
     """Take the steps that are left, saving on the way and at the end."""
     engine.train()
+    flops, profiler = Flops(engine.module), Profiler(config, dist.get_rank())
     while progress.step < config.train.steps:
-        started = time.perf_counter()
-        batches = [_next_batch(config, engine, packs, markers) for _ in range(config.train.accumulation)]
-        waited = time.perf_counter() - started
-        weights = _weights(config, progress.step, _global_counts(batches, engine))
-        parts = torch.zeros(len(PARTS), device=engine.device)
-        for batch in batches:
-            loss, sums = engine(batch, weights)
-            engine.backward(loss)
-            engine.step()
-            parts += sums
-        progress.step += 1
-        dist.all_reduce(parts)
-        progress.samples += int(parts[PARTS.index("samples")])
-        progress.seconds += time.perf_counter() - started
-        tokens = sum(batch.tokens for batch in batches)
-        reporter.step(progress, weights, parts.tolist(), engine, tokens, time.perf_counter() - started, waited)
+        with profiler.step(progress.step + 1):
+            started = time.perf_counter()
+            batches = [_next_batch(config, engine, packs, markers) for _ in range(config.train.accumulation)]
+            waited = time.perf_counter() - started
+            counts = _global_counts(batches, packs, flops, engine)
+            weights = _weights(config, progress.step, counts)
+            parts = take_step(engine, batches, weights)
+            dist.all_reduce(parts)
+            totals = parts.tolist()  # waits for the device, so that the clock shows its time too
+            seconds = time.perf_counter() - started
+            progress.step += 1
+            progress.samples += int(counts.samples)
+            progress.seconds += seconds
+            reporter.step(progress, engine, Step(counts, weights, totals, seconds, waited))
         if progress.step % config.train.save_every == 0 or progress.step == config.train.steps:
             checkpoint.save(config.run.path, progress.step, engine, packs, reporter.facts(progress))
 
@@ -48,21 +49,28 @@ def _next_batch(config: Config, engine: DeepSpeedEngine, packs: Packs, markers: 
     return batch.to(engine.device)
 
 
-def _global_counts(batches: list[Batch], engine: DeepSpeedEngine) -> Tensor:
-    """Target tokens and samples of this step over all ranks and micro-steps."""
-    counts = torch.tensor(
-        [[len(batch.targets), batch.samples] for batch in batches], dtype=torch.float64, device=engine.device
-    ).sum(0)
+def _global_counts(batches: list[Batch], packs: Packs, flops: Flops, engine: DeepSpeedEngine) -> Counts:
+    """What this step takes in over all ranks and micro-steps."""
+    mine = Counts(
+        targets=sum(len(batch.targets) for batch in batches),
+        samples=sum(batch.samples for batch in batches),
+        tokens=sum(batch.tokens for batch in batches),
+        image_tokens=sum(len(batch.image_rows) for batch in batches),
+        flops=sum(flops(batch) for batch in batches),
+        shrunk=packs.shrunk,
+        dropped=packs.dropped,
+    )
+    # float64 holds every whole number up to 2^53, and FLOPs above it to 16 digits.
+    counts = torch.tensor(mine, dtype=torch.float64, device=engine.device)
     dist.all_reduce(counts)
-    return counts
+    return Counts(*counts.tolist())
 
 
-def _weights(config: Config, step: int, counts: Tensor) -> Weights:
-    """Scales that make the mean over ranks and micro-steps, which DeepSpeed takes, the global loss."""
-    tokens, samples = counts.tolist()
-    copies = dist.get_world_size() * config.train.accumulation
+def _weights(config: Config, step: int, counts: Counts) -> Weights:
+    """Scales that make the mean over ranks, which DeepSpeed takes, the global loss."""
+    copies = dist.get_world_size()
     beta, gamma = config.objective.weights(step / config.train.steps)
-    per_token = copies / tokens
+    per_token = copies / counts.targets
     if config.objective.kl_reduction == "mean":
-        return Weights(beta, gamma, per_token, copies / (config.latent.slots * config.latent.width * samples))
+        return Weights(beta, gamma, per_token, copies / (config.latent.slots * config.latent.width * counts.samples))
     return Weights(beta, gamma, per_token, per_token)

@@ -84,7 +84,8 @@ def run(config: "Config") -> None:
     processor = load_processor(config.model)
     recipe, slots = config.objective.recipe, config.latent.slots
     stream = Stream(config.data, rank, ranks, config.run.seed)
-    packs = Packs(stream, processor.encode, lambda sample: cost(sample, recipe, slots), config.train.tokens)
+    window, oversize = config.data.window, config.data.oversize
+    packs = Packs(stream, processor.encode, lambda s: cost(s, recipe, slots), config.train.tokens, window, oversize)
     if last:
         checkpoint.restore_stream(last, packs)
     packs.prime()
@@ -96,7 +97,7 @@ def run(config: "Config") -> None:
     if rank == 0:
         checkpoint.claim(config)
         backbone = engine.module.backbone
-        print(f"attention: {backbone.attention}; vision tower: {backbone.vision_attention}")
+        print(f"attention: {backbone.attention}; of the vision tower: {backbone.vision_attention}")
         print(f"{config.run.path}: {ranks} ranks, step {progress.step} of {config.train.steps}")
         tracker = Tracker(config.tracking, config.run.folder, config.run.name, facts.get("mlflow_run_id"))
         tracker.parameters(config.model_dump(mode="json") | {"ranks": ranks}, [config.run.path / "config.yaml"])

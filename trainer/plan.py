@@ -8,7 +8,7 @@ from data.stream import Stream
 from model.batch import cost
 from model.build import load_processor, shape_only
 from trainer.config import Config
-from trainer.engine import settings
+from trainer.zero import settings
 
 RANKS = (1, 2, 8, 64)
 
@@ -47,7 +47,9 @@ def dry_run(config: Config) -> list[str]:
     recipe = config.objective.recipe
     model = shape_only(config.model, config.latent, recipe)
     stream = Stream(config.data, 0, 1, config.run.seed)
-    pack = next(Packs(stream, processor.encode, lambda s: cost(s, recipe, config.latent.slots), config.train.tokens))
+    slots, window, oversize = config.latent.slots, config.data.window, config.data.oversize
+    packs = Packs(stream, processor.encode, lambda s: cost(s, recipe, slots), config.train.tokens, window, oversize)
+    pack = next(packs)
     total, trained = parameters(model)
     latent = sum(parameters(m)[0] for m in model.latent_modules().values())
     tokens = sum(cost(s, recipe, config.latent.slots) for s in pack)

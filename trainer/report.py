@@ -1,23 +1,52 @@
 """What a run says while it trains: one progress bar and MLflow metrics, on rank 0."""
 
 import math
+import resource
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
 from model.latent_vlm import PARTS, Weights
 from trainer.checkpoint import Progress
 from trainer.config import Config
+from trainer.throughput import peak_of
 from trainer.tracking import Tracker
+
+WAITING = 0.05  # share of the time spent waiting for data above which the bar says so
+
+
+class Counts(NamedTuple):
+    """What a step took in, over all ranks and micro-steps."""
+
+    targets: float  # tokens predicted
+    samples: float
+    tokens: float  # through the language model, all rounds
+    image_tokens: float  # of them in round 1, from images
+    flops: float  # of the model, as trainer/throughput.py counts
+    shrunk: float  # samples made smaller since the run's start
+    dropped: float  # samples left out since the run's start
+
+
+class Step(NamedTuple):
+    """One step, for the reporter."""
+
+    counts: Counts
+    weights: Weights
+    parts: list[float]  # global sums in the order of PARTS
+    seconds: float  # on this rank
+    waited: float  # of them until the data was there
 
 
 class Reporter:
-    """Collects the sums of the steps between two log lines. On other ranks than 0 it only keeps count."""
+    """Collects the steps between two log lines. On other ranks than 0 (no tracker) it does nothing."""
 
     def __init__(self, config: Config, tracker: Tracker | None, ranks: int, first_step: int) -> None:
         self.config, self.tracker, self.ranks = config, tracker, ranks
+        self.peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self.steps: list[Step] = []
         self.bar = tqdm(
             total=config.train.steps,
             initial=first_step,
@@ -26,41 +55,23 @@ class Reporter:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs few lines
         )
-        self._clear()
 
-    def _clear(self) -> None:
-        self.sums = [0.0] * len(PARTS)
-        self.tokens, self.seconds, self.waited, self.steps = 0, 0.0, 0.0, 0
-
-    def step(
-        self,
-        progress: Progress,
-        weights: Weights,
-        parts: list[float],
-        engine: DeepSpeedEngine,
-        tokens: int,
-        seconds: float,
-        waited: float,
-    ) -> None:
-        """Take in one step: its global sums (PARTS), and this rank's tokens and seconds."""
-        self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)]
-        self.tokens += tokens
-        self.seconds += seconds
-        self.waited += waited
-        self.steps += 1
+    def step(self, progress: Progress, engine: DeepSpeedEngine, step: Step) -> None:
+        """Take in one step, and log when it is time to."""
+        if not self.tracker:
+            return
+        self.steps.append(step)
         self.bar.update()
-        if self.tracker and (progress.step % self.config.train.log_every == 0 or progress.step == 1):
-            metrics = self.metrics(progress, weights, engine)
+        if progress.step % self.config.train.log_every == 0 or progress.step == 1:
+            metrics = self.losses(engine) | self.speeds() | {"progress/samples": progress.samples}
             self.tracker.metrics(metrics, progress.step)
-            self.bar.set_postfix_str(
-                f"loss {metrics['loss/total']:.3f}, {metrics['speed/tokens_per_second']:,.0f} tokens/s",
-                refresh=False,
-            )
-            self._clear()
+            self.bar.set_postfix_str(postfix(metrics), refresh=False)
+            self.steps.clear()
 
-    def metrics(self, progress: Progress, weights: Weights, engine: DeepSpeedEngine) -> dict[str, float]:
+    def losses(self, engine: DeepSpeedEngine) -> dict[str, float]:
         """Means over the steps taken in; nats are per sample, losses as they are optimised."""
-        sums = dict(zip(PARTS, self.sums, strict=True))
+        sums = {part: sum(step.parts[i] for step in self.steps) for i, part in enumerate(PARTS)}
+        weights = self.steps[-1].weights
         tokens, samples = sums["tokens"], sums["samples"]
         latent = self.config.latent
         kl_count = tokens if self.config.objective.kl_reduction == "token" else samples * latent.slots * latent.width
@@ -81,12 +92,28 @@ class Reporter:
             "lr/backbone": backbone_lr,
             "lr/latent": latent_lr,
             "gradient_norm": float(norm) if norm is not None else math.nan,
-            "speed/tokens_per_second": self.tokens * self.ranks / self.seconds,
-            "speed/samples_per_second": samples / self.seconds,
-            "speed/seconds_per_step": self.seconds / self.steps,
-            "speed/data_wait_share": self.waited / self.seconds,
-            "progress/samples": progress.samples,
         }
+
+    def speeds(self) -> dict[str, float]:
+        """Of all ranks together over the steps taken in; seconds, waiting and memory are rank 0's."""
+        total = Counts(*(sum(values) for values in zip(*(step.counts for step in self.steps), strict=True)))
+        seconds = sum(step.seconds for step in self.steps)
+        train, steps = self.config.train, len(self.steps)
+        values = {
+            "speed/tokens_per_second": total.tokens / seconds,
+            "speed/image_tokens_per_second": total.image_tokens / seconds,
+            "speed/samples_per_second": total.samples / seconds,
+            "speed/seconds_per_step": seconds / steps,
+            "speed/data_wait_share": sum(step.waited for step in self.steps) / seconds,
+            "speed/model_flops_per_second": total.flops / seconds,
+            "packing/fill": total.tokens / (train.tokens * train.accumulation * self.ranks * steps),
+            "packing/shrunk": self.steps[-1].counts.shrunk,
+            "packing/dropped": self.steps[-1].counts.dropped,
+            "memory/peak_bytes": _peak_bytes(),
+        }
+        if self.peak:
+            values["speed/mfu"] = total.flops / (seconds * self.ranks * self.peak)
+        return values
 
     def facts(self, progress: Progress) -> dict[str, Any]:
         """What a checkpoint's completion mark says of the run."""
@@ -97,3 +124,22 @@ class Reporter:
         self.bar.close()
         if self.tracker and status:
             self.tracker.finish(status)
+
+
+def postfix(metrics: dict[str, float]) -> str:
+    """What the progress bar says beside its count."""
+    words = [f"loss {metrics['loss/total']:.3f}", f"{metrics['speed/tokens_per_second']:,.0f} tokens/s"]
+    if "speed/mfu" in metrics:
+        words.append(f"MFU {metrics['speed/mfu']:.1%}")
+    if metrics["speed/data_wait_share"] > WAITING:
+        words.append(f"{metrics['speed/data_wait_share']:.0%} waiting for data")
+    return ", ".join(words)
+
+
+def _peak_bytes() -> int:
+    """Most memory in use since the last call: the allocator's on a GPU; elsewhere the process's, since its start."""
+    if not torch.cuda.is_available():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak

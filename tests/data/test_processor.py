@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data import shards
 from data.processor import IMAGE_PAD, Processor
-from data.sample import DataError, Sample, Text
+from data.sample import MOST_PIXELS, DataError, Sample, Text
 
 VISION = ("<|vision_start|>", "<|vision_end|>")
 PATCH, MERGE = 8, 2
@@ -86,6 +88,65 @@ def test_pictures_are_sized_to_the_limits(processor: Processor, width: int, heig
     if 64 * 64 <= width * height <= 256 * 256:
         step = PATCH * MERGE
         assert abs(columns * PATCH - width) <= step / 2 and abs(rows * PATCH - height) <= step / 2
+
+
+sides = st.tuples(st.integers(8, 300), st.integers(8, 300))
+
+
+@given(sizes=st.lists(sides, min_size=1, max_size=4), part=st.floats(0, 1.2))
+@example(sizes=[(1590, 8), (8, 1590)], part=0.5)
+@example(sizes=[(1590, 8), (100, 100)], part=1.0)
+@example(sizes=[(256, 256), (64, 64), (10, 10), (8, 200)], part=0.3)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pictures_are_made_smaller_in_proportion(
+    processor: Processor, sizes: list[tuple[int, int]], part: float
+) -> None:
+    one = sample("From <image> to here?".replace("<image>", "<image>" * len(sizes)), *[picture(*s) for s in sizes])
+    full = processor.encode(one)
+    before = full.grids.prod(1) // MERGE**2
+    fewer = round(int(before.sum()) * part)
+    encoded = processor.encode(one, fewer)
+    after = encoded.grids.prod(1) // MERGE**2
+    spare = int(before.sum()) - len(sizes)  # tokens beyond one for each
+    assert after.sum() <= before.sum() - min(fewer, spare)
+    assert (encoded.grids[:, 0] == 1).all() and (encoded.grids[:, 1:] % MERGE == 0).all() and (after >= 1).all()
+    assert len(encoded.pixels) == encoded.grids.prod(1).sum()
+    # The prompt is the same but for the image places.
+    places, text = encoded.prompt == processor.image_token, full.prompt[full.prompt != processor.image_token]
+    assert places.sum() == after.sum() and torch.equal(encoded.prompt[~places], text)
+    for (width, height), tokens, left, grid in zip(sizes, before, after, encoded.grids.tolist(), strict=True):
+        share = 1 + (int(tokens) - 1) * max(0, spare - fewer) / max(1, spare)
+        assert left <= max(1, share) and left <= tokens
+        if 1 / 3 < width / height < 3 and share >= 16 and width * height >= 64 * 64:
+            assert left > 0.5 * share  # rounding of both sides down, and no more
+            assert abs(math.log(grid[2] / grid[1] / (width / height))) < 0.7
+
+
+def test_smaller_pictures_are_those_of_transformers(processor: Processor) -> None:
+    """The limits of 144 and 36 tokens with half of what is beyond one each left: 72 and 18."""
+    pictures = [picture(192, 192), picture(96, 96)]
+    encoded = processor.encode(sample("?", *pictures), fewer=89)
+    for number, most in enumerate((1 + 143 * 89 // 178, 1 + 35 * 89 // 178)):
+        limits = {"shortest_edge": 1, "longest_edge": most * (PATCH * MERGE) ** 2}
+        image = Image.open(io.BytesIO(pictures[number]))
+        wanted = processor.image_processor(images=[image], size=limits, return_tensors="pt")
+        rows = slice(None, len(wanted["pixel_values"])) if number == 0 else slice(-len(wanted["pixel_values"]), None)
+        assert torch.equal(encoded.grids[number], wanted["image_grid_thw"][0])
+        assert torch.equal(encoded.pixels[rows], wanted["pixel_values"])
+    assert encoded.grids.tolist() == [[1, 16, 16], [1, 8, 8]]
+
+
+def test_making_smaller_changes_no_later_sample(processor: Processor) -> None:
+    one = sample("?", picture(192, 96))
+    before = processor.encode(one)
+    processor.encode(one, fewer=40)
+    assert torch.equal(processor.encode(one).pixels, before.pixels)
+
+
+@pytest.mark.parametrize("fewer", [0, 1, 500])
+def test_text_is_never_cut(processor: Processor, fewer: int) -> None:
+    one = sample("How much is 2 and 3?")
+    assert torch.equal(processor.encode(one, fewer).prompt, processor.encode(one).prompt)
 
 
 def test_any_colour_mode_is_read(processor: Processor) -> None:
@@ -169,8 +230,40 @@ def test_an_image_place_in_the_text_is_refused(processor: Processor, images: int
     assert f"take {IMAGE_PAD} out" in text
 
 
-def test_a_picture_too_long_for_its_width_is_refused(processor: Processor) -> None:
+def refusal(processor: Processor, *images: bytes) -> str:
+    """The one line that says what is wrong, without the sample's place."""
     with pytest.raises(DataError) as caught:
-        processor.encode(sample("?", picture(900, 3)))
-    text = str(caught.value)
-    assert "000004.tar: k: " in text and "aspect ratio" in text and "\n" not in text and "crop" in text
+        processor.encode(sample("?", *images))
+    place, text = str(caught.value)[:24], str(caught.value)[24:]
+    assert place == "/some/where/000004.tar: " and "\n" not in text
+    return text
+
+
+def test_a_picture_too_long_for_its_width_is_refused(processor: Processor) -> None:
+    text = refusal(processor, picture(1700, 8))
+    assert text.startswith("k: ") and "aspect ratio" in text and "crop" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(7, 64), (64, 7), (1, 1)])
+def test_a_picture_below_one_patch_is_refused(processor: Processor, width: int, height: int) -> None:
+    text = refusal(processor, picture(8, 8), picture(width, height))
+    assert text == f"k.1: {width} x {height} pixels, a side below one patch of 8; enlarge it or leave it out"
+
+
+def claims(width: int, height: int) -> bytes:
+    """A file of a few bytes whose header says these sizes."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "BMP")
+    sizes = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    return out.getvalue()[:18] + sizes + out.getvalue()[26:]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_of_too_many_pixels_is_not_decoded(processor: Processor) -> None:
+    assert MOST_PIXELS == 100_000_000
+    assert refusal(processor, claims(10_000, 10_000)).startswith("k.0: not a whole picture (")  # tried, there
+    text = refusal(processor, picture(8, 8), claims(10_001, 10_000))
+    assert text == "k.1: 10001 x 10000 pixels, more than 100,000,000; shrink it or leave the sample out"
+    text = refusal(processor, claims(20_000, 20_000))  # which PIL does not open
+    assert text.startswith("k.0: not a whole picture, or one of more than 100,000,000 pixels (Image size (400000000 ")
+    assert text.endswith("; write it again, smaller")

@@ -99,13 +99,28 @@ def test_resumed_goes_on_as_if_never_stopped(sets: list[Path], split: tuple, sto
 @given(split=splits(), before=st.integers(0, 30), ahead=st.integers(1, 30))
 @settings(max_examples=30, deadline=None)
 def test_going_back_in_the_same_stream(sets: list[Path], split: tuple, before: int, ahead: int) -> None:
-    """A state is a copy: samples drawn after it do not move it."""
+    """A state is a copy: samples drawn after it do not move it. Any other place can be gone to as well."""
     stream = rank_streams(sets, split)[0]
-    keys_of(stream, before)
+    drawn = keys_of(stream, before)
     state = stream.state()
     first = keys_of(stream, ahead)
     stream.restore(state)
     assert keys_of(stream, ahead) == first
+    for taken in range(0, before + 1, 7):
+        stream.seek(taken)
+        assert stream.taken == taken and keys_of(stream, before - taken + ahead) == drawn[taken:] + first
+
+
+@given(split=splits(), before=st.integers(0, 60))
+@settings(max_examples=30, deadline=None)
+def test_a_full_pass_holds_every_sample(sets: list[Path], split: tuple, before: int) -> None:
+    """Wherever it begins."""
+    streams = rank_streams(sets, split)
+    found = set()
+    for stream in streams:
+        stream.seek(before)
+        found |= {key for key, _ in keys_of(stream, stream.full_pass)}
+    assert len(found) == SHAPES[split[0]][1]
 
 
 def orders(folder: Path, seed: int, block: int = 256) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """What the two ranks of test_zero3.py do; started once by the launcher, results in one JSON file.
 
-deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE FOLDER
+deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE QWEN3_VL FOLDER
 """
 
 import argparse
@@ -15,18 +15,27 @@ import torch
 
 from data.processor import Encoded
 from data.shards import read_set
-from model.build import load_processor, markers_of
+from model.build import load_backbone, load_processor, markers_of
 from model.export import export
-from model.latent_vlm import PARTS, Weights
+from model.latent_vlm import PARTS
 from trainer import checkpoint, config, loop
 from trainer.checkpoint import Progress
 from trainer.engine import build
+from trainer.report import Step
 
 STEPS, BATCH = 20, 12
+SHORT = {
+    "short": {},
+    "offloaded": {"deepspeed.offload_optimizer": True},
+    "node_shards": {"deepspeed.hpz_partition_size": 2},
+    "some_layers": {"model.checkpoint_layers": 2},
+}
 
 
 class Fixed:
     """The same global batches whatever the number of ranks: sample i of a batch goes to rank i % ranks."""
+
+    shrunk = dropped = 0  # it fits no budget
 
     def __init__(self, samples: list[Encoded], pieces: int, mine: list[int]) -> None:
         self.samples, self.pieces, self.mine, self.at = samples, pieces, mine, 0
@@ -51,9 +60,9 @@ class Losses:
         self.losses: list[float] = []
         self.stop_after = stop_after
 
-    def step(self, progress: Progress, weights: Weights, parts: list[float], *_: Any) -> None:
-        sums = dict(zip(PARTS, parts, strict=True))
-        kls = weights.beta * sums["forward"] + weights.gamma * sums["reverse"]
+    def step(self, progress: Progress, engine: deepspeed.DeepSpeedEngine, step: Step) -> None:
+        sums = dict(zip(PARTS, step.parts, strict=True))
+        kls = step.weights.beta * sums["forward"] + step.weights.gamma * sums["reverse"]
         self.losses.append((sums["ntp"] + kls) / sums["tokens"])
         if progress.step == self.stop_after:
             raise KeyboardInterrupt
@@ -98,7 +107,7 @@ def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, sto
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("out", "shards", "backbone", "folder"):
+    for name in ("out", "shards", "backbone", "qwen3_vl", "folder"):
         parser.add_argument(name)
     parser.add_argument("--local_rank", type=int, default=0)
     arguments = parser.parse_args()
@@ -124,6 +133,22 @@ def main() -> None:
     half = BATCH // 2
     mixed = [item for i in range(half) for item in (with_images[i], texts[i % len(texts)])]
     _, results["one_rank_without_images"] = train(settings(arguments, "images", **{"train.steps": 3}), mixed)
+
+    for name, changes in SHORT.items():
+        engine, results[name] = train(settings(arguments, name, **changes, **{"train.steps": 4}), samples)
+        results[f"{name}_optimizer"] = type(engine.optimizer.optimizer).__name__
+        results[f"{name}_copies"] = engine.zero_hpz_partition_size()
+    other = settings(arguments, "qwen3_vl", **{"model.folder": arguments.qwen3_vl, "train.steps": 4})
+    engine, results["qwen3_vl"] = train(other, samples)
+    results["tied"] = engine.module.backbone.model.lm_head.weight is engine.module.backbone.embedding.weight
+
+    half = settings(arguments, "half", **{"train.precision": "bf16", "train.steps": 4})
+    engine, results["half"] = train(half, samples)
+    exact = load_backbone(cfg.model)
+    theirs = dict(exact.named_buffers())
+    results["worst_buffer"] = max(
+        (buffer.float() - theirs[name]).abs().max().item() for name, buffer in engine.module.backbone.named_buffers()
+    )
 
     whole = settings(arguments, "whole", **{"train.steps": 8})
     _, results["whole"] = train(whole, samples)

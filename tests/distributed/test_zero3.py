@@ -15,7 +15,8 @@ from data.shards import read_set
 from model.batch import collate
 from model.build import load_backbone, load_export, load_processor, markers_of
 from model.latent_vlm import LatentVLM, Weights
-from tests.distributed.ranks import STEPS, Fixed, settings
+from tests.distributed.ranks import SHORT, Fixed, settings
+from trainer.config import Config
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> dict[str, Any]:
+def results(folder: Path, tiny_shards: Path, tiny_backbone: Path, tiny_qwen3_vl: Path) -> dict[str, Any]:
     """What two ranks found; they are started once for this module."""
     out = folder / "results.json"
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29611"]
-    command = [*launcher, "--module", "tests.distributed.ranks", out, tiny_shards, tiny_backbone, folder / "runs"]
+    command = [*launcher, "--module", "tests.distributed.ranks"]
+    command += [out, tiny_shards, tiny_backbone, tiny_qwen3_vl, folder / "runs"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
@@ -47,10 +49,13 @@ class Arguments:
 
 @pytest.fixture(scope="module")
 def one_process(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> tuple[LatentVLM, list[float]]:
+    return alone(settings(Arguments(folder / "runs", tiny_shards, tiny_backbone), "plain"))  # type: ignore[arg-type]
+
+
+def alone(config: Config) -> tuple[LatentVLM, list[float]]:
     """The same batches, plain PyTorch: one model, torch's AdamW, no DeepSpeed."""
-    config = settings(Arguments(folder / "runs", tiny_shards, tiny_backbone), "plain")  # type: ignore[arg-type]
     processor = load_processor(config.model)
-    samples = [processor.encode(s) for s in itertools.islice(read_set(tiny_shards), 40)]
+    samples = [processor.encode(s) for s in itertools.islice(read_set(config.data.train), 40)]
     model = LatentVLM(load_backbone(config.model), config.latent, config.objective.recipe)
     # The first values of the latent parts come from the seed, in the order the engine draws them.
     torch.manual_seed(config.run.seed)
@@ -63,17 +68,19 @@ def one_process(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> tuple[L
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=config.train.weight_decay)
     schedule = config.train.scheduler(optimizer)
     batches, losses = Fixed(samples, 1, [0]), []
-    for step in range(STEPS):
+    for step in range(config.train.steps):
         batch = collate(next(batches), model.recipe, model.config, model.backbone, markers_of(processor))
-        beta, gamma = config.objective.weights(step / STEPS)
+        beta, gamma = config.objective.weights(step / config.train.steps)
         per_token = 1 / len(batch.targets)
-        loss, _ = model(batch, Weights(beta, gamma, per_token, per_token))
         optimizer.zero_grad()
-        loss.backward()
+        total = 0.0
+        for loss in model(batch, Weights(beta, gamma, per_token, per_token))[0]:
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(total)
     return model, losses
 
 
@@ -84,6 +91,35 @@ def test_two_ranks_equal_one_process(results: dict[str, Any], one_process: tuple
     worst = max(abs(a - b) / b for a, b in zip(results[case], losses, strict=True))
     print(f"{case}: worst relative difference of {len(losses)} losses {worst:.1e}")  # shown by pytest -rP
     assert worst <= 1e-5
+
+
+@pytest.mark.parametrize("case", [name for name in SHORT if name != "short"])
+def test_how_it_is_spread_does_not_matter(results: dict[str, Any], case: str):
+    """Optimizer on the CPU (DeepSpeed's own Adam), a second copy of the weights per node, some layers recomputed."""
+    worst = max(abs(a - b) / b for a, b in zip(results[case], results["short"], strict=True))
+    print(f"{case}: worst relative difference {worst:.1e}")
+    assert worst <= 1e-5
+    assert results[f"{case}_optimizer"] == ("DeepSpeedCPUAdam" if case == "offloaded" else "AdamW")
+    assert results[f"{case}_copies"] == (2 if case == "node_shards" else 1)
+
+
+def test_two_ranks_equal_one_process_with_another_family_and_tied_embeddings(
+    results: dict[str, Any], folder: Path, tiny_shards: Path, tiny_qwen3_vl: Path
+):
+    where = Arguments(folder / "runs", tiny_shards, tiny_qwen3_vl)
+    _, losses = alone(settings(where, "alone", **{"train.steps": 4}))  # type: ignore[arg-type]
+    assert results["tied"]
+    worst = max(abs(a - b) / b for a, b in zip(results["qwen3_vl"], losses, strict=True))
+    print(f"qwen3_vl: worst relative difference {worst:.1e}")
+    assert worst <= 1e-5
+
+
+def test_half_precision(results: dict[str, Any]):
+    """Weights are bf16, but not the rotary frequencies: rounded, they turn far positions into others."""
+    worst = max(abs(a - b) / b for a, b in zip(results["half"], results["short"], strict=True))
+    print(f"bf16: worst relative difference {worst:.1e}, of buffers {results['worst_buffer']:.1e}")
+    assert worst < 0.02
+    assert results["worst_buffer"] == 0
 
 
 def test_weights_are_split_over_the_ranks(results: dict[str, Any]):

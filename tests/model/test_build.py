@@ -10,6 +10,7 @@ import torch
 
 from data import puzzles
 from data.sample import Sample, Text
+from model import fused
 from model.build import ModelConfig, ModelError, load_backbone, load_processor, shape_only
 from model.latent import LatentConfig
 from model.objective import RECIPES
@@ -68,6 +69,13 @@ def test_the_configs_pixel_limits_win_over_the_folders(folder: Path) -> None:
     assert height * width * 8 * 8 <= 4096
 
 
+def test_liger_where_it_cannot_run(folder: Path) -> None:
+    if fused.missing() is None:
+        pytest.skip("liger can run here")
+    with pytest.raises(ModelError, match=r"model.liger 'on': .*; set it to auto or off"):
+        load_backbone(ModelConfig(folder=folder, liger="on"))
+
+
 def test_shape_and_weights_agree(tiny_backbone: Path) -> None:
     config = ModelConfig(folder=tiny_backbone, freeze_vision=True)
     shape = shape_only(config, LatentConfig(slots=2, width=4, head_width=8), RECIPES["amvl"])
@@ -77,4 +85,4 @@ def test_shape_and_weights_agree(tiny_backbone: Path) -> None:
     assert {name: p.shape for name, p in shape.backbone.named_parameters()} == loaded
     assert not any(p.requires_grad for p in backbone.vision.parameters())
     assert any(p.requires_grad for p in backbone.parameters())
-    assert {p.dtype for p in load_backbone(config, torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_backbone(config, bf16=True).parameters()} == {torch.bfloat16}

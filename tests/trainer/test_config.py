@@ -35,6 +35,13 @@ def test_overrides_reach_their_key_and_nothing_else():
     assert changed.train.steps == plain.train.steps
 
 
+def test_steps_to_profile_load_again():
+    config = load(QUICKSTART, ["train.profile=[2,950]"])
+    assert config.train.profile == (2, 950)
+    assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
+    assert load(QUICKSTART, []).train.profile is None
+
+
 def test_extends_merges_depth_by_depth(tmp_path: Path):
     child = tmp_path / "child.yaml"
     child.write_text(f"extends: {QUICKSTART.resolve()}\ntrain: {{steps: 7}}\n")
@@ -57,6 +64,11 @@ def test_extends_merges_depth_by_depth(tmp_path: Path):
         ("train.steps", "dotted.key=value"),
         ("train.steps=[1", "not YAML"),
         ("run.name=a/b", "run.name"),
+        ("train.profile=[0,3]", "train.profile: [0, 3]"),
+        ("train.profile=[4,3]", "[first, last] from 1 to 950"),
+        ("train.profile=[950,951]", "[first, last] from 1 to 950"),
+        ("train.profile=[3]", "write two steps"),
+        ("train.profile=3", "train.profile: 3"),
     ],
 )
 def test_faults_are_named(override: str, words: str):
@@ -79,5 +91,5 @@ def test_missing_and_broken_files_are_named(tmp_path: Path):
 def test_valid_keys_are_those_of_the_models():
     keys = valid_keys(Config)
     assert "objective.kl_reduction" in keys
-    assert "deepspeed" in keys
+    assert "deepspeed.offload_optimizer" in keys
     assert len(keys) == len(set(keys)) > 30
