@@ -1,8 +1,9 @@
-# make train   everything from a bare machine to a trained, evaluated model (runs/quickstart)
-# make test    lint, types and tests
-# make check   lint and types alone
-# make puzzles a contact sheet of the generated puzzles (runs/puzzles.png)
-# make clean   deletes the environment; runs/ stays
+# make train     everything from a bare machine to a trained, evaluated model (runs/quickstart)
+# make test      lint, types and tests; KERNELS=1 adds those of the fused modules (Triton's interpreter, 1 GB)
+# make test-gpu  the tests that need a CUDA GPU
+# make check     lint and types alone
+# make puzzles   a contact sheet of the generated puzzles (runs/puzzles.png)
+# make clean     deletes the environment; runs/ stays
 
 PYTHON ?= python3
 VENV   := .venv
@@ -22,7 +23,7 @@ endif
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test check puzzles clean
+.PHONY: train test test-gpu check puzzles clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -31,8 +32,11 @@ train: $(VENV)/installed
 	$(LAUNCH) trainer/main.py configs/quickstart.yaml
 	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --started $(START)
 
-test: check
+test: check $(if $(KERNELS),$(VENV)/kernels)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-gpu: $(VENV)/kernels
+	$(BIN)/python -m pytest --gpu
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -48,6 +52,10 @@ $(VENV)/installed: setup.py requirements/cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(CONSTRAINTS) torch
 	$(BIN)/pip install --quiet $(CONSTRAINTS) -e .[dev]
+	touch $@
+
+$(VENV)/kernels: $(VENV)/installed
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -e .[kernels]
 	touch $@
 
 clean:

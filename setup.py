@@ -18,7 +18,7 @@ setup(
         "torch>=2.11",
         "transformers>=5.17,<6",
         "accelerate>=1.1",  # transformers' loading under ZeRO-3 asks for it
-        "deepspeed>=0.19",
+        "deepspeed>=0.19.8",  # the engine leans on how this one adds up the gradients of a step
         "webdataset>=1.0",
         "safetensors",
         "tokenizers",
@@ -34,7 +34,9 @@ setup(
         "easy-vqa==1.0",  # the quickstart's real images
     ],
     extras_require={
-        "gpu": ["flash-attn", "liger-kernel"],
+        "gpu": ["flash-attn>=2.7", "liger-kernel>=0.6"],
+        # For the tests of the fused modules: they run without a GPU too, under Triton's interpreter.
+        "kernels": ["liger-kernel>=0.6", "triton"],
         "dev": [
             "hypothesis",
             "mypy",

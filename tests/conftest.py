@@ -1,16 +1,23 @@
-"""Shared fixtures: a small shard set, a small backbone fitted to it, its processor, and exports of it."""
+"""Shared fixtures: a small shard set, a small backbone fitted to it, its processor, and exports of it.
+
+Also the option --gpu: with it the tests marked `gpu` run and no others, without it all others.
+"""
 
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-# These tests compare CPU with CPU, also on a machine with a GPU. Set before torch and DeepSpeed look.
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+# The tests compare CPU with CPU, also on a machine with a GPU; those marked gpu run alone, with --gpu. This must be
+# known before torch and DeepSpeed are imported, so before pytest can tell.
+os.environ |= {"OMP_NUM_THREADS": "1"}
+if "--gpu" not in sys.argv:
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 import torch
 from transformers import AutoTokenizer
@@ -31,6 +38,25 @@ torch.set_num_threads(1)
 
 KINDS = ("counting", "correspondence", "jigsaw", "relative_position", "pattern", "maze")
 PIXELS = {"min_pixels": 64 * 64, "max_pixels": 256 * 256}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="run the tests that need a CUDA GPU, and no others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--gpu") and not torch.cuda.is_available():
+        raise pytest.UsageError("--gpu: torch finds no CUDA GPU here; leave --gpu out, or run it where there is one")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if config.getoption("--gpu"):
+        config.hook.pytest_deselected(items=[item for item in items if item not in marked])
+        items[:] = marked
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU: run `make test-gpu` on one"))
 
 
 def sums() -> Iterator[Sample]:

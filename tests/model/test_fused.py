@@ -1,6 +1,6 @@
 """Fused against unfused: a text model's outputs and gradients, the packed rounds, and weights that ZeRO-3 has split.
 
-On a GPU the kernels run as they are. Without one, Triton's interpreter runs them in a process of its own: it is
+With --gpu the kernels run as they are. Without it Triton's interpreter runs them in a process of its own: it is
 chosen when Triton is imported, and holds for the whole process.
 """
 
@@ -9,7 +9,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,21 @@ from tests.tiny import MARKERS, mixed_samples, tiny_model
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INSTALLED = all(map(find_spec, ("liger_kernel", "triton")))
 INTERPRETED = INSTALLED and DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-needs_kernels = pytest.mark.skipif(not INTERPRETED and fused.missing() is not None, reason=str(fused.missing()))
+# The kernels round in another order; on a GPU their exponentials and roots are approximations besides.
+CLOSE = 1e-5 if DEVICE == "cpu" else 1e-4
 
 FAMILIES = {
     "qwen2_5": (Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig, {}),
     "qwen3": (Qwen3VLTextModel, Qwen3VLTextConfig, {"head_dim": 16}),
 }
+
+
+def needs_kernels(test: Callable[..., None]) -> Callable[..., None]:
+    """Interpreted in the process that test_under_the_interpreter starts, else on a GPU alone."""
+    if INTERPRETED:
+        return test
+    missing = fused.missing() if DEVICE == "cuda" else None
+    return pytest.mark.gpu(pytest.mark.skipif(missing is not None, reason=str(missing))(test))
 
 
 def mend_interpreter() -> None:
@@ -113,8 +122,8 @@ def worst(found: dict[str, float]) -> tuple[float, str]:
     return max((value, name) for name, value in found.items())
 
 
-@pytest.mark.skipif(not INSTALLED, reason="liger-kernel is not installed")
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests below run the kernels in this process")
+@pytest.mark.skipif(not INSTALLED, reason="needs liger-kernel and triton: `make test KERNELS=1` installs them")
+@pytest.mark.skipif(INTERPRETED, reason="the tests below run the kernels in this process")
 def test_under_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -136,7 +145,7 @@ def test_fused_equals_unfused(family: str, checkpointing: bool) -> None:
     fused.fuse(model)
     value, name = worst(differences(results(model, torch.float32), expected))
     print(f"{family}: worst relative difference in fp32 {value:.1e}, of {name}")  # shown by pytest -rP
-    assert value <= 1e-5
+    assert value <= CLOSE
 
 
 @needs_kernels
@@ -165,13 +174,16 @@ def test_packed_rounds_are_the_same(family: str) -> None:
         if change:
             change(next(m for m in model.modules() if type(m) in (Qwen2_5_VLTextModel, Qwen3VLTextModel)))
         batch = collate(mixed_samples()[:3:2], model.recipe, model.config, model.backbone, MARKERS, seed=3)
-        loss, _ = model(batch.to(DEVICE), Weights(beta=0.7, gamma=0.4, per_token=0.05, per_nat=0.03))
-        loss.backward()
+        losses, _ = model(batch.to(DEVICE), Weights(beta=0.7, gamma=0.4, per_token=0.05, per_nat=0.03))
+        total = torch.zeros((), device=DEVICE)
+        for loss in losses:
+            loss.backward()
+            total += loss.detach()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.norm() > 0}
-        found.append({"loss": loss.detach(), **gradients})
+        found.append({"loss": total, **gradients})
     value, name = worst(differences(found[1], found[0]))
     print(f"worst relative difference of loss and {len(found[0]) - 1} gradients {value:.1e}, of {name}")
-    assert value <= 1e-5
+    assert value <= CLOSE
 
 
 @needs_kernels
@@ -230,7 +242,7 @@ def test_split_weights_train_the_same(alone: None) -> None:
     assert losses[0][-1] < 0.8 * losses[0][0], "nothing was learned, so equality would say little"
     value = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
     print(f"worst relative difference of {len(losses[0])} losses under ZeRO-3 {value:.1e}")
-    assert value <= 1e-5
+    assert value <= CLOSE
 
 
 def gelu() -> Any:
