@@ -1,7 +1,8 @@
-"""The plain way to take an AMVL step, to be compared with: three separate, unpacked passes per sample.
+"""The plain way to take a step, to be compared with: every sample a row of its own, right-padded to the longest.
 
-It runs transformers' own attention over [prompt, slots], [prompt, answer, slots] and [prompt, start, z, end,
-answer] (research code does it so) and shares nothing but the weights with the packed rounds.
+`separate_loss` takes an AMVL step in three passes of transformers' own model over [prompt, slots], [prompt, answer,
+slots] and [prompt, start, z, end, answer] (research code does it so), and shares nothing but the weights with the
+packed rounds. `transformers_loss` is the fine-tuning loss as transformers gives it for input_ids and labels.
 """
 
 import copy
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data.processor import Encoded
 from model.batch import Markers, noise_of
@@ -18,68 +20,103 @@ from model.objective import kl_terms
 
 
 def plain_copy(model: LatentVLM) -> LatentVLM:
-    """The same weights with transformers' own scaled-dot-product attention."""
+    """The same weights with transformers' own scaled-dot-product attention, in the vision tower too."""
     plain = copy.deepcopy(model)
-    plain.backbone.model.set_attn_implementation({"text_config": "sdpa"})
+    plain.backbone.model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
     return plain
 
 
 def separate_loss(plain: LatentVLM, samples: list[Encoded], markers: Markers, seed: int, weights: Weights) -> Tensor:
-    """The loss of samples of one shape (equal prompt and answer lengths), batched without packing."""
+    """The loss of N samples of any lengths; the prompts' images are looked at once for all passes."""
     backbone, k = plain.backbone, plain.config.slots
-    n, length = len(samples), len(samples[0].prompt)
-    prompt, prompt_positions, images = _prompts(plain, samples)
-    answers = torch.stack([s.answer for s in samples])  # [N, A]
-    start, end = (backbone.embedding(torch.full((n, 1), i)) for i in (markers.start, markers.end))
-    y = backbone.embedding(answers)
+    prompts, prompt_positions, deep = _prompts(plain, samples)
+    start, end = (backbone.embedding(torch.tensor([i])) for i in (markers.start, markers.end))
+    answers = [backbone.embedding(s.answer) for s in samples]  # each [A, C]
 
-    def states(branch: Tensor) -> Tensor:  # [N, B, C] behind the prompt -> last hidden states [N, P + B, C]
-        following = prompt_positions.amax((0, 2))[None, :, None] + 1 + torch.arange(branch.shape[1])
-        deep = images | {name: F.pad(mask, (0, branch.shape[1])) for name, mask in images.items() if "mask" in name}
-        return backbone.model.model.language_model(
-            inputs_embeds=torch.cat([prompt, branch], 1),
-            position_ids=torch.cat([prompt_positions, following.expand(3, -1, -1)], 2),
+    def states(branches: list[Tensor]) -> list[Tensor]:  # each [B, C] -> last hidden states from the prompt's end on
+        rows = [torch.cat(pair) for pair in zip(prompts, branches, strict=True)]
+        positions = [
+            torch.cat([p, (p.max() + 1 + torch.arange(len(b))).expand(3, -1)], 1).T
+            for p, b in zip(prompt_positions, branches, strict=True)
+        ]
+        mask = _padded([torch.ones(len(row), dtype=torch.long) for row in rows])
+        more = {n: F.pad(x, (0, mask.shape[1] - x.shape[1])) if "mask" in n else x for n, x in deep.items()}
+        hidden = backbone.model.model.language_model(
+            inputs_embeds=_padded(rows),
+            position_ids=_padded(positions).permute(2, 0, 1),
+            attention_mask=mask,
             use_cache=False,
-            **deep,
+            **more,
         ).last_hidden_state
+        return [h[len(p) - 1 : len(row)] for h, p, row in zip(hidden, prompts, rows, strict=True)]
 
-    def slots(module: torch.nn.Module) -> Tensor:
-        return module(plain.scale).expand(n, -1, -1)
+    def at_slots(branches: list[Tensor]) -> Tensor:
+        return torch.stack([h[-k:] for h in states(branches)])
 
-    zero = prompt.new_zeros(())
+    zero = start.new_zeros(())
     forward, reverse = zero, zero
     if plain.recipe.latents == "none":
-        inputs, ahead = y[:, :-1], 0
+        predicting = torch.cat(states([y[:-1] for y in answers]))
     else:
+        slots = plain.slots(plain.scale)
         if plain.recipe.latents == "pause":
-            z = slots(plain.slots)
+            z = slots.expand(len(samples), -1, -1)
         else:
-            prior = plain.prior(states(slots(plain.slots))[:, -k:])
+            prior = plain.prior(at_slots([slots] * len(samples)))
             latents = prior.mean
             if plain.recipe.latents == "posterior":
-                posterior = plain.posterior(states(torch.cat([y, slots(plain.posterior_slots)], 1))[:, -k:])
-                noise = torch.stack([noise_of(s.sample, seed, plain.config) for s in samples])
-                latents = posterior.sample(noise)
+                own = plain.posterior_slots(plain.scale)
+                posterior = plain.posterior(at_slots([torch.cat([y, own]) for y in answers]))
+                latents = posterior.sample(torch.stack([noise_of(s.sample, seed, plain.config) for s in samples]))
                 forward, reverse = kl_terms(plain.recipe, prior, posterior)
             z = plain.injection(latents, plain.scale)
-        inputs, ahead = torch.cat([start, z, end, y[:, :-1]], 1), k + 2
-    predicting = states(inputs)[:, length + ahead - 1 :]
-    ntp = F.cross_entropy(backbone.logits(predicting).flatten(0, 1).float(), answers.flatten(), reduction="sum")
+        found = states([torch.cat([start, latent, end, y[:-1]]) for latent, y in zip(z, answers, strict=True)])
+        predicting = torch.cat([h[k + 2 :] for h in found])
+    targets = torch.cat([s.answer for s in samples])
+    ntp = F.cross_entropy(backbone.logits(predicting).float(), targets, reduction="sum")
     return weights.per_token * ntp + weights.per_nat * (weights.beta * forward + weights.gamma * reverse)
 
 
-def _prompts(plain: LatentVLM, samples: list[Encoded]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Prompt embeddings [N, P, C] with their images, transformers' own positions [3, N, P], and what DeepStack adds."""
+def transformers_loss(plain: LatentVLM, samples: list[Encoded]) -> Tensor:
+    """Mean next-token loss by transformers' own forward, which makes logits of every token, padding included."""
+    ids = [torch.cat([s.prompt, s.answer]) for s in samples]
+    labels = [torch.cat([torch.full_like(s.prompt, -100), s.answer]) for s in samples]
+    rows = _padded(ids)
+    images = {}
+    if any(len(s.grids) for s in samples):
+        images = {
+            "pixel_values": torch.cat([s.pixels for s in samples]),
+            "image_grid_thw": torch.cat([s.grids for s in samples]),
+            "mm_token_type_ids": (rows == plain.backbone.config.image_token_id).int(),
+        }
+    mask = _padded([torch.ones_like(x) for x in ids])
+    loss: Tensor = plain.backbone.model(
+        input_ids=rows, attention_mask=mask, labels=_padded(labels, -100), use_cache=False, **images
+    ).loss
+    return loss
+
+
+def _padded(rows: list[Tensor], value: int = 0) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _prompts(plain: LatentVLM, samples: list[Encoded]) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+    """Prompt embeddings, each [P, C], with their images, transformers' own positions, each [3, P], and DeepStack's."""
     hf = plain.backbone.model.model
-    ids = torch.stack([s.prompt for s in samples])
-    grids = torch.cat([s.grids for s in samples])
+    ids, grids = _padded([s.prompt for s in samples]), torch.cat([s.grids for s in samples])
+    mask = _padded([torch.ones_like(s.prompt) for s in samples])
     is_image = ids == plain.backbone.config.image_token_id
     embedded, deep = plain.backbone.embedding(ids), {}
     if len(grids):
         seen = hf.get_image_features(torch.cat([s.pixels for s in samples]), grids)
         embedded = embedded.masked_scatter(is_image[..., None], torch.cat(seen.pooler_output))
         if hasattr(seen, "deepstack_features"):
-            features = [torch.cat(layer) for layer in seen.deepstack_features]
+            # Not split by image in transformers 5.17.
+            features = [x if isinstance(x, Tensor) else torch.cat(x) for x in seen.deepstack_features]
             deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": features}
-    positions, _ = hf.get_rope_index(ids, is_image.int(), image_grid_thw=grids if len(grids) else None)
-    return embedded, positions, deep
+    positions, _ = hf.get_rope_index(
+        ids, is_image.int(), image_grid_thw=grids if len(grids) else None, attention_mask=mask
+    )
+    lengths = [len(s.prompt) for s in samples]
+    trimmed = [positions[:, n, :length] for n, length in enumerate(lengths)]
+    return [x[:length] for x, length in zip(embedded, lengths, strict=True)], trimmed, deep

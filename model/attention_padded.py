@@ -8,6 +8,7 @@ group, P padded prefix, Q padded branch tokens of one sample, K padded keys.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,16 +121,14 @@ class PaddedPlan:
             seen = heads(k, group.start, prefix), heads(v, group.start, prefix)
             pq = heads(q, group.start, prefix)
             # Padding stands behind the prefix, so the causal order alone hides it.
-            out.append(F.scaled_dot_product_attention(pq, *seen, is_causal=True, scale=scale, enable_gqa=True))
+            out.append(_attention(pq, *seen, scale, is_causal=True))
         assert seen is not None
         kept = seen
         if new:
             start = group.start + n * prefix
             keys, values = (torch.cat([a, heads(x, start, new)], 2) for a, x in zip(seen, (k, v), strict=True))
             bq = heads(q, start, new)
-            out.append(
-                F.scaled_dot_product_attention(bq, keys, values, attn_mask=group.mask, scale=scale, enable_gqa=True)
-            )
+            out.append(_attention(bq, keys, values, scale, attn_mask=group.mask))
             if self.keep:
                 kept = keys, values
         flat = [x.transpose(1, 2).reshape(n * x.shape[2], -1) for x in out]
@@ -153,10 +152,33 @@ def attend_chunks(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         end = start + size * count
         cq, ck, cv = (x[start:end].view(count, size, *shape).transpose(1, 2) for x in rows)  # [count, H, size, D]
-        attended = F.scaled_dot_product_attention(cq, ck, cv, scale=scale)
+        attended = _attention(cq, ck, cv, scale)
         out.append(attended.transpose(1, 2).reshape(end - start, -1))
         start = end
     return _Pad.apply(torch.cat(out), back, order).unflatten(1, shape)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **mask: Any) -> Tensor:
+    """q [N, H, Q, D], k and v [N, G, K, D] -> [N, H, Q, D]."""
+    if q.is_meta:
+        out: Tensor = _MemoryAlone.apply(q, k, v)
+        return out
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=True, **mask)
+
+
+class _MemoryAlone(torch.autograd.Function):
+    """What a fused implementation keeps, for planning: for tensors without storage PyTorch takes the one that
+    makes all scores."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
 def _similar(lengths: list[int]) -> list[tuple[int, ...]]:

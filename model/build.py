@@ -157,9 +157,14 @@ def prepare(backbone: Backbone, config: ModelConfig) -> Backbone:
     return backbone
 
 
-def shape_only(config: ModelConfig, latent: LatentConfig, recipe: Recipe) -> LatentVLM:
-    """The model on the meta device: parameters with shapes, no memory."""
+def shape_only(config: ModelConfig, latent: LatentConfig, recipe: Recipe, layers: int | None = None) -> LatentVLM:
+    """The model on the meta device, parameters with shapes but no memory, with all or its first layers."""
     cls, architecture = read_architecture(architecture_of(config))
+    text = architecture.text_config
+    if layers is not None:
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
     with torch.device("meta"):
         return LatentVLM(prepare(cls.from_config(architecture), config), latent, recipe)
 

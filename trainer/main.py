@@ -25,11 +25,15 @@ def parse() -> argparse.Namespace:
         "overrides", nargs="*", metavar="dotted.key=value", help="e.g. objective.name=elbo train.steps=500"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="build the model without weights, read one batch, print sizes"
+        "--dry-run", action="store_true", help="build the model without weights, read one batch, say whether it fits"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration")
+    where = parser.add_argument_group("where a dry run would be (default: this machine)")
+    where.add_argument("--gpus", type=int, help="how many GPUs")
+    where.add_argument("--memory", help="of each, e.g. 80GiB")
+    where.add_argument("--gpu", help="kind: a100, h100, h200")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
@@ -43,9 +47,10 @@ def main() -> None:
         if arguments.print_config:
             print(config.to_yaml(), end="")
         elif arguments.dry_run:
-            from trainer.plan import dry_run
+            from trainer.plan import dry_run, target_of
 
-            print("\n".join(dry_run(config)))
+            for line in dry_run(config, target_of(arguments)):
+                print(line)
         else:
             run(config)
     except UserError as error:

@@ -1,17 +1,19 @@
 """What the two ranks of test_zero3.py do; started once by the launcher, results in one JSON file.
 
-deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE QWEN3_VL FOLDER
+deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE QWEN3_VL WIDE FOLDER
 """
 
 import argparse
 import itertools
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import deepspeed.comm as dist
 import torch
+from transformers.integrations import HfDeepSpeedConfig
 
 from data.processor import Encoded
 from data.shards import read_set
@@ -22,6 +24,7 @@ from trainer import checkpoint, config, loop
 from trainer.checkpoint import Progress
 from trainer.engine import build
 from trainer.report import Step
+from trainer.zero import settings as zero_settings
 
 STEPS, BATCH = 20, 12
 SHORT = {
@@ -105,9 +108,34 @@ def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, sto
     return engine, losses.losses
 
 
+def private_memory() -> int:
+    """Bytes of this process that are no file's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def load(cfg: config.Config) -> dict[str, int]:
+    """Load the weights as a run does. Returns the most that this rank held meanwhile, and the size of all in fp32."""
+    before, peak, done = private_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, private_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    zero = HfDeepSpeedConfig(zero_settings(cfg))
+    backbone = load_backbone(cfg.model, cfg.train.bf16)
+    del zero
+    done.set()
+    watcher.join()
+    return {"peak": peak - before, "whole": 4 * sum(p.ds_numel for p in backbone.parameters())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("out", "shards", "backbone", "qwen3_vl", "folder"):
+    for name in ("out", "shards", "backbone", "qwen3_vl", "wide", "folder"):
         parser.add_argument(name)
     parser.add_argument("--local_rank", type=int, default=0)
     arguments = parser.parse_args()
@@ -116,6 +144,8 @@ def main() -> None:
     processor = load_processor(cfg.model)
     samples = [processor.encode(s) for s in itertools.islice(read_set(cfg.data.train), 40)]
     results: dict[str, Any] = {}
+    wide = settings(arguments, "wide", **{"model.folder": arguments.wide, "train.precision": "bf16"})
+    results["load"] = load(wide)
 
     engine, results["plain"] = train(cfg, samples)
     last = checkpoint.newest(cfg.run.path)

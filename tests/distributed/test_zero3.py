@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from data.shards import read_set
+from model.backbones import tiny
+from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.batch import collate
 from model.build import load_backbone, load_export, load_processor, markers_of
 from model.latent_vlm import LatentVLM, Weights
@@ -27,12 +31,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path, tiny_shards: Path, tiny_backbone: Path, tiny_qwen3_vl: Path) -> dict[str, Any]:
+def wide(folder: Path, tiny_backbone: Path) -> Path:
+    """45 million parameters in bf16, in several files."""
+    path = Path(shutil.copytree(tiny_backbone, folder / "wide", ignore=shutil.ignore_patterns("*.safetensors")))
+    shape = tiny.config(len(AutoTokenizer.from_pretrained(path)), width=768, layers=6)
+    Qwen2_5VL.model_class._from_config(shape, dtype=torch.bfloat16).save_pretrained(path, max_shard_size="20MB")
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, tiny_shards: Path, tiny_backbone: Path, tiny_qwen3_vl: Path, wide: Path) -> dict[str, Any]:
     """What two ranks found; they are started once for this module."""
     out = folder / "results.json"
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29611"]
     command = [*launcher, "--module", "tests.distributed.ranks"]
-    command += [out, tiny_shards, tiny_backbone, tiny_qwen3_vl, folder / "runs"]
+    command += [out, tiny_shards, tiny_backbone, tiny_qwen3_vl, wide, folder / "runs"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
@@ -120,6 +133,13 @@ def test_half_precision(results: dict[str, Any]):
     print(f"bf16: worst relative difference {worst:.1e}, of buffers {results['worst_buffer']:.1e}")
     assert worst < 0.02
     assert results["worst_buffer"] == 0
+
+
+def test_no_rank_holds_the_whole_model_while_it_loads(results: dict[str, Any]):
+    """In bf16 a rank of two keeps a quarter of what the whole takes in fp32; the whole in bf16 would add a half."""
+    share = results["load"]["peak"] / results["load"]["whole"]
+    print(f"most memory while loading: {share:.2f} of the whole model in fp32")
+    assert 0.25 <= share < 0.6
 
 
 def test_weights_are_split_over_the_ranks(results: dict[str, Any]):

@@ -70,9 +70,24 @@ def test_dry_run_prints_sizes_and_writes_nothing(tmp_path: Path, tiny_shards: Pa
     embedding = config["text_config"]["vocab_size"] * config["text_config"]["hidden_size"]
     parameters = int(done.stdout.split("parameters: ")[1].split()[0].replace(",", ""))
     assert 2 * embedding < parameters < 2_000_000
-    for words in ("first batch: ", "tokens", "memory per rank of  2"):
+    for words in ("first batch: ", "memory per rank on one rank on this machine's CPU", "activations", "peak"):
         assert words in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (["--gpus", "0"], "--gpus 0: at least 1"),
+        (["--gpu", "h1000"], "--gpu 'h1000': not a known kind; the kinds are a100, h100, h200"),
+        (["--memory", "80"], "--memory '80': write a number and GiB, GB, MiB, e.g. 80GiB"),
+        (["--gpus", "1", "--memory", "1MiB"], "do not fit into 1 MiB (1 x h100 of 1 MiB)"),
+    ],
+)
+def test_a_dry_run_elsewhere_is_refused(
+    tmp_path: Path, tiny_shards: Path, tiny_backbone: Path, target: list[str], words: str
+):
+    assert words in refused(tmp_path, *overrides(tmp_path, tiny_shards, tiny_backbone), "--dry-run", *target)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,7 @@ def test_dry_run_prints_sizes_and_writes_nothing(tmp_path: Path, tiny_shards: Pa
         ({"data.train": "no/such/set"}, "no/such/set: no such folder of shards"),
         ({"model.folder": "no/such/model"}, "no/such/model"),
         ({"train.tokens": 20}, "more than the budget of 20"),
-        ({"deepspeed": "no/such.json"}, "no/such.json"),
+        ({"deepspeed.file": "no/such.json"}, "no/such.json"),
         ({"objective.beta": -1}, "objective.beta"),
     ],
 )
