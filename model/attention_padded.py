@@ -48,6 +48,7 @@ class PaddedPlan:
     valid: Tensor  # [padded places, 1] 1.0 where a row stands, else 0.0
     rows: Tensor  # [T] the place of each row
     keep: bool
+    padding: bool  # without any (samples of one shape), every row stands at its own place
 
     @classmethod
     def of(cls, layout: Layout, earlier: "PaddedPlan | None") -> "PaddedPlan":
@@ -91,6 +92,7 @@ class PaddedPlan:
             valid=torch.from_numpy((flat >= 0).astype(np.float32))[:, None],
             rows=torch.from_numpy(rows),
             keep=layout.keep,
+            padding=not np.array_equal(flat, np.arange(layout.tokens)),
         )
 
     def to(self, device: torch.device) -> "PaddedPlan":
@@ -102,12 +104,18 @@ class PaddedPlan:
         self, q: Tensor, k: Tensor, v: Tensor, memory: list[KeyValue] | None, scale: float
     ) -> tuple[Tensor, list[KeyValue]]:
         """One layer. q [T, H, D], k and v [T, G, D] -> ([T, H, D], per group the keys and values [N, G, K, D])."""
-        pq, pk, pv = (_Pad.apply(x.flatten(1), self.places, self.rows) for x in (q, k, v))
+        pq, pk, pv = (self._padded(x.flatten(1)) for x in (q, k, v))
         past = zip(self.groups, memory or [None] * len(self.groups), strict=True)  # type: ignore[list-item]
         results = [self._group(group, pq, pk, pv, seen, q.shape[2], scale) for group, seen in past]
         attended, remembered = zip(*results, strict=True)
-        out = _Unpad.apply(torch.cat(attended), self.places, self.rows, self.valid)
+        out = torch.cat(attended)
+        if self.padding:
+            out = _Unpad.apply(out, self.places, self.rows, self.valid)
         return out.unflatten(1, q.shape[1:]), list(remembered)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Rows [T, F] at their places [places, F]."""
+        return _Pad.apply(rows, self.places, self.rows) if self.padding else rows
 
     def _group(self, group: Group, q: Tensor, k: Tensor, v: Tensor, past: KeyValue | None, head: int, scale: float):
         """Attention of one group: padded places [places, heads * D] in and out, and its keys and values."""
