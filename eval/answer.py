@@ -22,7 +22,7 @@ class Answerer:
     def __init__(self, export: Path, budget: int, max_new_tokens: int) -> None:
         path = export / "latent.json"
         if not path.is_file():
-            raise ModelError(f"{path}: no such file; name an export, e.g. runs/quickstart/export/step_950")
+            raise ModelError(f"{path}: no such file; name an export, e.g. runs/quickstart/export/step_875")
         facts = json.loads(path.read_text())
         self.processor = Processor(str(export), facts["min_pixels"], facts["max_pixels"])
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -36,8 +36,8 @@ def test_overrides_reach_their_key_and_nothing_else():
 
 
 def test_steps_to_profile_load_again():
-    config = load(QUICKSTART, ["train.profile=[2,950]"])
-    assert config.train.profile == (2, 950)
+    config = load(QUICKSTART, ["train.profile=[2,875]"])
+    assert config.train.profile == (2, 875)
     assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
     assert load(QUICKSTART, []).train.profile is None
 
@@ -65,8 +65,8 @@ def test_extends_merges_depth_by_depth(tmp_path: Path):
         ("train.steps=[1", "not YAML"),
         ("run.name=a/b", "run.name"),
         ("train.profile=[0,3]", "train.profile: [0, 3]"),
-        ("train.profile=[4,3]", "[first, last] from 1 to 950"),
-        ("train.profile=[950,951]", "[first, last] from 1 to 950"),
+        ("train.profile=[4,3]", "[first, last] from 1 to 875"),
+        ("train.profile=[875,876]", "[first, last] from 1 to 875"),
         ("train.profile=[3]", "write two steps"),
         ("train.profile=3", "train.profile: 3"),
     ],
