@@ -19,7 +19,10 @@ setup(
         "transformers>=5.17,<6",
         "accelerate>=1.1",  # transformers' loading under ZeRO-3 asks for it
         "deepspeed>=0.19.8",  # the engine leans on how this one adds up the gradients of a step
-        "webdataset>=1.0",
+        "fsspec>=2025.1",
+        "aiohttp",  # http and https through fsspec
+        "pyarrow>=16",
+        "matplotlib",
         "safetensors",
         "tokenizers",
         "numpy",
@@ -37,14 +40,20 @@ setup(
         "gpu": ["flash-attn>=2.7", "liger-kernel>=0.6"],
         # For the tests of the fused modules: they run without a GPU too, under Triton's interpreter.
         "kernels": ["liger-kernel>=0.6", "triton"],
+        "s3": ["s3fs>=2025.1"],  # shards in s3, and whatever speaks its protocol
         "dev": [
+            "boto3",
             "hypothesis",
+            "moto[s3,server]>=5",
             "mypy",
             "pre-commit",
             "pytest",
             "pytest-timeout",
+            "psutil",
             "ruff",
+            "s3fs>=2025.1",
             "types-PyYAML",
+            "webdataset>=1.0",  # reads the same shards
         ],
     },
 )

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-from data.sample import IMAGE_MARK, LETTERS, DataError, Sample, Text, pictures
+from data.pictures import LIMITS, Limits, pictures
+from data.sample import IMAGE_MARK, LETTERS, DataError, Sample, Text
 
 IMAGE_PAD = "<|image_pad|>"
 LATENT_START, LATENT_END = "<|latent_start|>", "<|latent_end|>"
@@ -32,7 +33,8 @@ class Encoded:
 class Processor:
     """Tokenizer, image processor and prompt form of one Hugging Face folder."""
 
-    def __init__(self, folder: str, min_pixels: int, max_pixels: int) -> None:
+    def __init__(self, folder: str, min_pixels: int, max_pixels: int, *, limits: Limits = LIMITS) -> None:
+        self.limits = limits
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.tokenizer.add_special_tokens({"additional_special_tokens": [LATENT_START, LATENT_END]}, False)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
@@ -49,6 +51,15 @@ class Processor:
         self.image_token = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.latent_start, self.latent_end = self.tokenizer.convert_tokens_to_ids([LATENT_START, LATENT_END])
         self.end = self.tokenizer.eos_token_id
+
+    def describe(self) -> str:
+        """The pixels an image may come to: what `min_pixels` and `max_pixels` leave, as both sides are whole tokens."""
+        side, size = self.image_processor.merge_size * self.image_processor.patch_size, self.image_processor.size
+        least, most = -(-size["shortest_edge"] // side**2), max(1, size["longest_edge"] // side**2)
+        small, large = side * math.ceil(math.sqrt(size["shortest_edge"]) / side), side * math.isqrt(most)
+        pixels, tokens = f"{least * side**2:,} to {most * side**2:,}", f"{least:,} to {most:,}"
+        squares = f"squares from {small} x {small} to {large} x {large}"
+        return f"pixels per image: {pixels}, {tokens} tokens of {side} x {side}; {squares}"
 
     def encode(self, sample: Sample, fewer: int = 0) -> Encoded:
         """With at least `fewer` image tokens less than its images would have, so far as each can keep one.
@@ -98,7 +109,7 @@ class Processor:
         process, patch = self.image_processor, self.image_processor.patch_size
         if not sample.images:
             return torch.zeros(0, 3 * process.temporal_patch_size * patch**2), torch.zeros(0, 3, dtype=torch.long)
-        opened = pictures(sample)
+        opened = pictures(sample, self.limits)
         for number, picture in enumerate(opened):
             if min(picture.size) < patch:
                 size = f"{picture.width} x {picture.height} pixels"
@@ -114,6 +125,8 @@ class Processor:
                 done = [process(opened, return_tensors="pt")]
         except ValueError as error:  # a picture too long for its width
             raise DataError(f"{sample.place}: {error}; crop the picture or leave the sample out") from error
+        if len(done) == 1:  # large, so not copied
+            return done[0]["pixel_values"], done[0]["image_grid_thw"]
         return torch.cat([d["pixel_values"] for d in done]), torch.cat([d["image_grid_thw"] for d in done])
 
     def _limits(self, opened: list[Image.Image], fewer: int) -> list[int]:

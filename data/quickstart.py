@@ -12,7 +12,8 @@ from pathlib import Path
 from data import puzzles, shards
 from data.convert import easy_vqa
 from data.convert.easy_vqa import Split
-from data.sample import DataError, Sample
+from data.sample import Sample, UserError
+from data.source import Source
 
 KINDS = tuple(puzzles.KINDS)
 TRAIN = {"easy_vqa": 26_000, "puzzles": 30_000}
@@ -37,8 +38,8 @@ def build(out: Path) -> Iterator[tuple[str, int, int]]:
         folder = out / split
         if not (folder / shards.INDEX).exists():
             samples = mixed(split, counts)
-            shards.write(samples, folder, per_shard=-(-len(samples) // SHARDS))
-        index = shards.load_index(folder)
+            shards.write(samples, folder, shards.WriteOptions(per_shard=-(-len(samples) // SHARDS)))
+        index = shards.load_index(str(folder), Source())
         yield split, sum(s.samples for s in index), len(index)
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         for split, samples, count in build(parser.parse_args().out):
             print(f"{split}: {samples} samples in {count} shards")
-    except DataError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

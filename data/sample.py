@@ -3,14 +3,11 @@
 In a shard a sample is `KEY.0.png`, `KEY.1.jpg`, ... and `KEY.json` with the text fields below.
 """
 
-import io
 from typing import Annotated
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGE_MARK = "<image>"  # where an image stands in a question; without any, images stand before the text
-MOST_PIXELS = 100_000_000  # of one picture; decoded, they take 300 MB
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -66,22 +63,3 @@ class Sample(BaseModel):
     def place(self) -> str:
         """Where the sample is, for messages."""
         return f"{self.origin}: {self.key}" if self.origin else self.key
-
-
-def pictures(sample: Sample) -> list[Image.Image]:
-    """The sample's images, decoded as RGB. DataError names the one that is damaged or too large."""
-    decoded = []
-    for number, content in enumerate(sample.images):
-        place = f"{sample.place}.{number}"
-        try:
-            picture = Image.open(io.BytesIO(content))  # reads no more than the header
-            if picture.width * picture.height > MOST_PIXELS:
-                size = f"{picture.width} x {picture.height} pixels"
-                raise DataError(f"{place}: {size}, more than {MOST_PIXELS:,}; shrink it or leave the sample out")
-            decoded.append(picture.convert("RGB"))
-        except Image.DecompressionBombError as error:  # PIL's own limit is higher, and met by damaged headers too
-            what = f"not a whole picture, or one of more than {MOST_PIXELS:,} pixels"
-            raise DataError(f"{place}: {what} ({error}); write it again, smaller") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{place}: not a whole picture ({error}); write it again") from error
-    return decoded

@@ -1,21 +1,35 @@
-"""An endless stream of samples from a shard set, split into lanes so that it can be resumed exactly.
+"""An endless stream of draws from shard sets, which any number of ranks share and resume exactly.
 
-Lane i of L owns the shards i, i + L, i + 2L, ...; in every epoch it takes them in a seeded order and hands
-out their samples shuffled in blocks. As lanes take turns, nothing but the number of samples handed out is needed
-to go on where it stopped, and only the current shards are read again. Ranks own lanes; other ranks get other lanes.
+Only indexes are read here: a draw says where its sample lies. Each set is split into lanes (data/lanes.py), a rank
+owns every ranks-th of them, and they take turns. Several sets are mixed by weight. How many samples each lane has
+handed out is the whole position, so that lanes can be dealt out again to other ranks.
 """
 
 import hashlib
 import itertools
-import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.sample import DataError, Sample
-from data.shards import Shard, load_index, read_shard
+from data.bad import BadConfig
+from data.lanes import Lane, Ref, pieces_of
+from data.pictures import Limits
+from data.sample import DataError
+from data.shards.index import Shard, load_index
+from data.source import Source, SourceConfig
+
+
+class SetConfig(BaseModel):
+    """One of several shard sets to train on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str = Field(min_length=1, description="path or URL (http, https, s3) of the shard set")
+    weight: float | None = Field(None, gt=0, description="its part of the samples drawn; null: its number of samples")
 
 
 class DataConfig(BaseModel):
@@ -23,101 +37,146 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: Path = Field(description="folder of the shard set to train on")
-    heldout: Path | None = Field(None, description="folder of the shard set to evaluate on")
-    lanes: int = Field(64, ge=1, description="lanes of the stream; at least one per rank, at most one per shard")
-    block: int = Field(256, ge=1, description="samples a lane shuffles at a time")
+    train: Annotated[tuple[SetConfig, ...], Field(min_length=1)] = Field(
+        description="folder or URL of the shard set to train on, or a list of {folder, weight}"
+    )
+    heldout: str | None = Field(None, description="folder or URL of the shard set to evaluate on")
+    lanes: int = Field(64, ge=1, description="lanes of a set, at least one per rank; fixed for a run")
+    piece: int = Field(64, ge=1, description="samples of a shard that are read together")
+    shuffle: int = Field(256, ge=1, description="samples a lane shuffles together")
+    workers: int = Field(2, ge=0, description="processes per rank that decode; 0: the rank's own")
     window: int = Field(64, ge=1, description="encoded samples that wait, for packs to be filled from")
     oversize: Literal["shrink", "drop"] = Field(
         "shrink", description="of a sample above train.tokens: make its images smaller, or leave it out"
     )
+    bad: BadConfig = BadConfig()
+    limits: Limits = Limits()
+    source: SourceConfig = SourceConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_set(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("train"), str | Path):
+            return values | {"train": ({"folder": str(values["train"])},)}
+        return values
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> "DataConfig":
+        if len({one.weight is None for one in self.train}) > 1:
+            raise ValueError("some sets of data.train have a weight and some have none; give all of them one, or none")
+        return self
 
 
-class Lane:
-    """One lane: an endless iterator of samples, of which `taken` were handed out so far."""
+@dataclass
+class Position:
+    """How far a rank is: plain numbers, of which `Stream.state` makes JSON."""
 
-    def __init__(self, folder: Path, shards: list[Shard], number: int, seed: int, block: int) -> None:
-        self.folder, self.shards, self.number, self.seed, self.block = folder, shards, number, seed, block
-        self.size = sum(shard.samples for shard in shards)
-        self.seek(0)
+    lanes: dict[tuple[int, int], int]  # samples handed out, by numbers of set and lane
+    turns: list[int]  # draws from each set since the lanes were dealt out
+    again: deque[tuple[int, int, int]] = field(default_factory=deque)  # draws to hand out once more, before all others
 
-    def seek(self, taken: int) -> None:
-        """Go on as if so many samples had been handed out."""
-        self.taken = taken
-        self._samples: Iterator[Sample] | None = None
+    def advance(self, ref: Ref) -> None:
+        """Count a draw as handed out."""
+        if self.again:
+            self.again.popleft()
+            return
+        self.lanes[ref.set, ref.lane] = ref.turn + 1
+        self.turns[ref.set] += 1
 
-    def __next__(self) -> Sample:
-        epoch, within = divmod(self.taken, self.size)
-        if self._samples is None or not within:
-            self._samples = self._rest(epoch, within)
-        sample = next(self._samples)
-        self.taken += 1
-        return sample.model_copy(update={"epoch": epoch})
+    def copy(self) -> "Position":
+        return Position(dict(self.lanes), list(self.turns), deque(self.again))
 
-    def _rest(self, epoch: int, taken: int) -> Iterator[Sample]:
-        """The rest of an epoch."""
-        order = list(self.shards)
-        self._random(epoch, "order").shuffle(order)
-        done, within = divmod(taken, self.block)
-        source = self._read(order, done * self.block)
-        for number in itertools.count(done):
-            block = list(itertools.islice(source, self.block))
-            if not block:
-                return
-            self._random(epoch, str(number)).shuffle(block)
-            yield from block[within if number == done else 0 :]
 
-    def _read(self, order: list[Shard], skip: int) -> Iterator[Sample]:
-        for shard in order:
-            if skip < shard.samples:
-                yield from read_shard(self.folder / shard.shard, skip, shard.samples)
-            skip = max(0, skip - shard.samples)
+class ShardSet:
+    """A shard set as its index describes it."""
 
-    def _random(self, epoch: int, purpose: str) -> random.Random:
-        return random.Random(f"{self.seed}/{self.number}/{epoch}/{purpose}")
+    def __init__(self, config: SetConfig, source: Source) -> None:
+        self.folder = config.folder
+        self.shards: list[Shard] = load_index(config.folder, source)
+        self.starts = [0, *itertools.accumulate(shard.samples for shard in self.shards)]
+        self.samples = self.starts[-1]
+        self.weight = config.weight or float(self.samples)
+        # Tells a changed set from the one a position belongs to.
+        self.fingerprint = hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()[:16]
 
 
 class Stream:
-    """The lanes of one rank, a sample from each in turn, without end."""
+    """The draws of one rank, a lane after the other, without end."""
 
     def __init__(self, config: DataConfig, rank: int, ranks: int, seed: int) -> None:
-        folder, shards = config.train, load_index(config.train)
-        lanes = min(config.lanes, len(shards))
-        if lanes < ranks:
-            raise DataError(
-                f"{folder}: {lanes} lanes for {ranks} ranks; write at least {ranks} shards or raise data.lanes"
-            )
-        # Tells a changed set from the one a state belongs to.
-        self.fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
-        self.lanes = [Lane(folder, shards[i::lanes], i, seed, config.block) for i in range(rank, lanes, ranks)]
-        # Every sample is among so many draws in a row: at worst they miss it as the first of one epoch of the longest
-        # lane, and get it as the last of the next.
-        self.full_pass = len(self.lanes) * (2 * max(lane.size for lane in self.lanes) - 1)
-        self.taken = 0  # samples handed out, which is the running number of the next
+        self.source, self.limits = Source(config.source), config.limits
+        self.sets = [ShardSet(one, self.source) for one in config.train]
+        self.plan = {"seed": seed} | {name: getattr(config, name) for name in ("lanes", "piece", "shuffle")}
+        self.plan["sets"] = [one.fingerprint for one in self.sets]
+        self.lanes: list[list[Lane]] = []
+        for number, one in enumerate(self.sets):
+            count = min(config.lanes, one.samples)
+            if count < ranks:
+                mend = "raise data.lanes" if one.samples >= ranks else "start fewer ranks or leave the set out"
+                raise DataError(
+                    f"{one.folder}: {count} lanes for {ranks} ranks, {one.samples} samples in the set; {mend}"
+                )
+            per_block = -(-config.shuffle // config.piece)
+            pieces = {n: pieces_of(one.starts, n, count, config.piece) for n in range(rank, count, ranks)}
+            self.lanes.append([Lane((number, n), cut, per_block, seed) for n, cut in pieces.items()])
+        owned = [lane for lanes in self.lanes for lane in lanes]
+        self._lane_of = {lane.number: lane for lane in owned}
+        self.position = Position(dict.fromkeys(self._lane_of, 0), [0] * len(self.sets))
 
     def __iter__(self) -> "Stream":
         return self
 
-    def __next__(self) -> Sample:
-        sample = next(self.lanes[self.taken % len(self.lanes)])
-        self.taken += 1
-        return sample
+    def __next__(self) -> Ref:
+        if self.position.again:
+            number, lane, turn = self.position.again[0]
+            ref = self._lane_of[number, lane].at(turn)
+        else:
+            number = self._next_set()
+            mine = self.lanes[number]
+            turns = self.position.turns[number]
+            chosen = mine[turns % len(mine)]
+            ref = chosen.at(self.position.lanes[chosen.number])
+        self.position.advance(ref)
+        return ref
 
-    def seek(self, taken: int) -> None:
-        """Go on as if so many samples had been handed out."""
-        self.taken = taken
-        rounds, turn = divmod(taken, len(self.lanes))
-        for place, lane in enumerate(self.lanes):
-            lane.seek(rounds + (place < turn))
+    def _next_set(self) -> int:
+        """The set that is furthest behind its weight."""
+        turns = self.position.turns
+        return min(range(len(self.sets)), key=lambda n: (turns[n] + 1) / self.sets[n].weight)
 
-    def state(self) -> dict:
-        """What `restore` needs, as plain JSON."""
-        return {"set": self.fingerprint, "lanes": [lane.number for lane in self.lanes], "taken": self.taken}
+    def state(self, position: Position, again: Iterable[tuple[int, int, int]] = ()) -> dict[str, Any]:
+        """A position as plain JSON; `again`: draws to hand out once more, as nothing became of them."""
+        return {
+            "plan": self.plan,
+            "lanes": {f"{number}/{lane}": turn for (number, lane), turn in position.lanes.items()},
+            "turns": list(position.turns),
+            "again": [list(name) for name in (*again, *position.again)],
+        }
 
-    def restore(self, state: dict) -> None:
-        """Go on from a state of the same number of ranks."""
-        if state["set"] != self.fingerprint:
-            raise DataError("the shard set changed since the checkpoint was written; bring it back or start a new run")
-        if state["lanes"] != [lane.number for lane in self.lanes]:
-            raise DataError("the checkpoint's lanes are not this rank's; resume with the ranks it was written with")
-        self.seek(state["taken"])
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Go on from the states of all ranks, of which there may have been more or fewer."""
+        lanes: dict[str, int] = {}
+        for state in states:
+            for name, value in self.plan.items():
+                if state["plan"][name] != value:
+                    what = (
+                        "the shards of data.train"
+                        if name == "sets"
+                        else "run.seed"
+                        if name == "seed"
+                        else f"data.{name}"
+                    )
+                    raise DataError(
+                        f"{what} changed since the checkpoint was written ({state['plan'][name]} there, {value} here); "
+                        f"bring it back or start a new run"
+                    )
+            lanes |= state["lanes"]
+        mine = {number: f"{number[0]}/{number[1]}" for number in self._lane_of}
+        if missing := [name for name in mine.values() if name not in lanes]:
+            raise DataError(f"no rank's state has the stream's lane {missing[0]}; restore the states of all ranks")
+        position = Position({number: lanes[name] for number, name in mine.items()}, [0] * len(self.sets))
+        for state in states:
+            position.again.extend((s, n, t) for s, n, t in state["again"] if (s, n) in self._lane_of)
+            if set(state["lanes"]) == set(mine.values()):
+                position.turns = list(state["turns"])  # these are the lanes it had: go on in the same order
+        self.position = position

@@ -12,13 +12,14 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eval/run_shards.py", description="evaluate a checkpoint on a shard set")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder (its newest export) or an export")
-    parser.add_argument("--data", type=Path, help="shard set of held-out items; default: the run's data.heldout")
-    parser.add_argument("--train", type=Path, help="shard set the blind baseline learns from; default: the run's own")
+    parser.add_argument("--data", help="shard set of held-out items; default: the run's data.heldout")
+    parser.add_argument("--train", nargs="+", help="sets the blind baseline learns from; default: the run's own")
     parser.add_argument("--out", type=Path, help="default: eval/ in the run folder, or in the export")
     parser.add_argument("--tokens", type=int, default=8000, help="tokens per batch")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="a reply is cut there")
@@ -45,14 +46,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from eval.scores import Blind, by_task, table
 
     export, run = _resolve(arguments.checkpoint)
-    train = arguments.train or _set_of(run, export, "train")
-    heldout = arguments.data or _set_of(run, export, "heldout")
+    train = arguments.train or [one["folder"] for one in _data_of(run, export, "train")]
+    heldout = arguments.data or _data_of(run, export, "heldout")
     out = arguments.out or (run or export) / "eval" / export.name
     samples = list(read_set(heldout))
     answerer = Answerer(export, arguments.tokens, arguments.max_new_tokens)
     predictions = predict(answerer, samples, out / "predictions.jsonl")
     texts = [sample.text for sample in samples]
-    scores = by_task(predictions, texts, Blind(sample.text for sample in read_set(train)))
+    scores = by_task(predictions, texts, Blind(sample.text for folder in train for sample in read_set(folder)))
     found = {name: asdict(score) for name, score in scores.items()}
     (out / "scores.json").write_text(json.dumps(found, indent=1))
     report = write_report(out / "report.html", str(export), scores, samples, predictions)
@@ -79,8 +80,8 @@ def _resolve(checkpoint: Path) -> tuple[Path, Path | None]:
     return exports[-1].parent, checkpoint
 
 
-def _set_of(run: Path | None, export: Path, name: str) -> Path:
-    """The shard set that the run's config names."""
+def _data_of(run: Path | None, export: Path, name: str) -> Any:
+    """What the run's config names as its training or held-out data."""
     import yaml
 
     from data.sample import DataError
@@ -88,10 +89,10 @@ def _set_of(run: Path | None, export: Path, name: str) -> Path:
     flag = {"train": "--train", "heldout": "--data"}[name]
     if run is None:
         raise DataError(f"{export}: stands outside a run, so its data.{name} is not known; name the set with {flag}")
-    folder = yaml.safe_load((run / "config.yaml").read_text())["data"][name]
-    if folder is None:
+    found = yaml.safe_load((run / "config.yaml").read_text())["data"][name]
+    if found is None:
         raise DataError(f"{run / 'config.yaml'}: data.{name} is not set; name the set with {flag}")
-    return Path(folder)
+    return found
 
 
 def _summarise(run: Path, export: Path, scores: dict, started: float | None, files: list[Path]) -> None:

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from data import puzzles, shards
 from data.processor import IMAGE_PAD, Processor
 from data.sample import Sample, Text
+from data.shards import WriteOptions
 from model.backbones import tiny
 from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.backbones.qwen3_vl import Qwen3VL
@@ -80,7 +81,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn, text_only = puzzles.stream(KINDS, "train", 96, sizes=(64, 96)), sums()
     mixed = (next(text_only if number % 13 == 6 else drawn) for number in range(104))
     folder = tmp_path_factory.mktemp("tiny") / "shards"
-    assert len(shards.write(mixed, folder, per_shard=13)) == 8
+    assert len(shards.write(mixed, folder, WriteOptions(per_shard=13))) == 8
     return folder
 
 

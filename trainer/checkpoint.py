@@ -13,12 +13,14 @@ from typing import Any
 
 import deepspeed.comm as dist
 import torch
+import yaml
 from deepspeed import DeepSpeedEngine
 
 from data.pack import Packs
 from trainer.config import Config, ConfigError
 
 MARK = "complete.json"
+FREE = ("workers", "bad", "source")  # of data
 
 
 @dataclass
@@ -53,14 +55,17 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     return facts
 
 
-def save(run: Path, step: int, engine: DeepSpeedEngine, packs: Packs, facts: dict[str, Any]) -> Path:
-    """Write a checkpoint; every rank must call it. The mark is written when all ranks have theirs on disk."""
+def save(run: Path, step: int, engine: DeepSpeedEngine, stream: dict[str, Any], facts: dict[str, Any]) -> Path:
+    """Write a checkpoint with the stream's state; every rank must call it.
+
+    The mark is written when all ranks have theirs on disk.
+    """
     folder = run / "checkpoints" / f"step_{step}"
     if dist.get_rank() == 0 and folder.exists():
         shutil.rmtree(folder)  # one that was never finished
     dist.barrier()
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    (folder / f"stream_{dist.get_rank()}.json").write_text(json.dumps(packs.state()))
+    (folder / f"stream_{dist.get_rank()}.json").write_text(json.dumps(stream))
     dist.barrier()
     if dist.get_rank() == 0:
         part = folder / (MARK + ".part")
@@ -80,7 +85,8 @@ def restore_stream(checkpoint: Path, packs: Packs) -> None:
         raise ConfigError(
             f"{checkpoint}: written by {ranks} ranks, not {dist.get_world_size()}; start with {ranks} ranks"
         )
-    packs.restore(json.loads((checkpoint / f"stream_{dist.get_rank()}.json").read_text()))
+    states = [json.loads((checkpoint / f"stream_{rank}.json").read_text()) for rank in range(ranks)]
+    packs.restore(states, dist.get_rank(), dist.get_world_size())
 
 
 def restore_engine(checkpoint: Path, engine: DeepSpeedEngine) -> None:
@@ -98,13 +104,21 @@ def refuse_other(config: Config) -> None:
         if left := [p for p in (config.run.path / "export", config.run.path / "summary.json") if p.exists()]:
             raise ConfigError(f"{left[0]}: left from an earlier run; name another run.name or delete {config.run.path}")
         return
-    theirs = path.read_text().splitlines() if path.is_file() else []
-    for here, there in itertools.zip_longest(config.to_yaml().splitlines(), theirs, fillvalue=""):
+    theirs = path.read_text() if path.is_file() else ""
+    for here, there in itertools.zip_longest(_fixed(config.to_yaml()), _fixed(theirs), fillvalue=""):
         if here != there:
             raise ConfigError(
                 f"{path}: {last.name} is of another config ({there.strip()!r} there, {here.strip()!r} here); "
                 f"name another run.name or delete {config.run.path}"
             )
+
+
+def _fixed(text: str) -> list[str]:
+    """Lines of a config without what a run may be resumed with another value of: it changes no sample and no step."""
+    values = yaml.safe_load(text) or {}
+    for name in FREE:
+        values.get("data", {}).pop(name, None)
+    return yaml.safe_dump(values, sort_keys=False).splitlines()
 
 
 def claim(config: Config) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,7 @@ def run(config: "Config") -> None:
     import deepspeed
     import deepspeed.comm as dist
 
-    from data.pack import Packs
-    from data.stream import Stream
+    from data.pipeline import packs_of
     from model.batch import cost
     from model.build import load_processor, markers_of
     from trainer import checkpoint, finish, loop
@@ -88,9 +88,11 @@ def run(config: "Config") -> None:
         return
     processor = load_processor(config.model)
     recipe, slots = config.objective.recipe, config.latent.slots
-    stream = Stream(config.data, rank, ranks, config.run.seed)
-    window, oversize = config.data.window, config.data.oversize
-    packs = Packs(stream, processor.encode, lambda s: cost(s, recipe, slots), config.train.tokens, window, oversize)
+    measure = partial(cost, recipe=recipe, slots=slots)
+    quarantine = config.run.path / "quarantine"
+    packs = packs_of(
+        config.data, processor.encode, measure, config.train.tokens, config.run.seed, rank, ranks, quarantine
+    )
     if last:
         checkpoint.restore_stream(last, packs)
     packs.prime()
@@ -103,6 +105,7 @@ def run(config: "Config") -> None:
         checkpoint.claim(config)
         backbone = engine.module.backbone
         print(f"attention: {backbone.attention}; of the vision tower: {backbone.vision_attention}")
+        print(processor.describe())
         print(f"{config.run.path}: {ranks} ranks, step {progress.step} of {config.train.steps}")
         tracker = Tracker(config.tracking, config.run.folder, config.run.name, facts.get("mlflow_run_id"))
         tracker.parameters(config.model_dump(mode="json") | {"ranks": ranks}, [config.run.path / "config.yaml"])

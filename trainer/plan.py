@@ -9,16 +9,16 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from data.pack import Packs
+from data.pipeline import packs_of
 from data.processor import Encoded
 from data.sample import Sample, Text, UserError
-from data.stream import Stream
 from model.batch import Batch, Markers, collate, cost
 from model.build import load_processor, shape_only
 from model.latent_vlm import LatentVLM
@@ -143,9 +143,9 @@ def first_batch(config: Config) -> tuple[Batch | None, str]:
         return None, f"not read: {config.model.folder} is not on this machine; {words}"
     processor = load_processor(config.model)
     recipe, slots, tokens = config.objective.recipe, config.latent.slots, config.train.tokens
-    stream = Stream(config.data, 0, 1, config.run.seed)
-    measure = lambda sample: cost(sample, recipe, slots)  # noqa: E731
-    pack = next(Packs(stream, processor.encode, measure, tokens, config.data.window, config.data.oversize))
+    data = config.data.model_copy(update={"workers": 0})  # for one pack
+    measure = partial(cost, recipe=recipe, slots=slots)
+    pack = next(packs_of(data, processor.encode, measure, tokens, config.run.seed))
     model = shape_only(config.model, config.latent, recipe)
     batch = collate(pack, recipe, config.latent, model.backbone, Markers(0, 0))
     images = sum(len(s.grids) for s in pack)

@@ -27,7 +27,8 @@ class Counts(NamedTuple):
     image_tokens: float  # of them in round 1, from images
     flops: float  # of the model, as trainer/throughput.py counts
     shrunk: float  # samples made smaller since the run's start
-    dropped: float  # samples left out since the run's start
+    dropped: float  # samples left out since the run's start, as they are too large
+    bad: float  # samples left out since the run's start, as they cannot be used
 
 
 class Step(NamedTuple):
@@ -109,6 +110,7 @@ class Reporter:
             "packing/fill": total.tokens / (train.tokens * train.accumulation * self.ranks * steps),
             "packing/shrunk": self.steps[-1].counts.shrunk,
             "packing/dropped": self.steps[-1].counts.dropped,
+            "data/bad_samples": self.steps[-1].counts.bad,
             "memory/peak_bytes": _peak_bytes(),
         }
         if self.peak:
@@ -131,6 +133,8 @@ def postfix(metrics: dict[str, float]) -> str:
     words = [f"loss {metrics['loss/total']:.3f}", f"{metrics['speed/tokens_per_second']:,.0f} tokens/s"]
     if "speed/mfu" in metrics:
         words.append(f"MFU {metrics['speed/mfu']:.1%}")
+    if metrics["data/bad_samples"]:
+        words.append(f"{metrics['data/bad_samples']:,.0f} bad samples")
     if metrics["speed/data_wait_share"] > WAITING:
         words.append(f"{metrics['speed/data_wait_share']:.0%} waiting for data")
     return ", ".join(words)

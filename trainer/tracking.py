@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PACKAGES = ("torch", "transformers", "deepspeed", "webdataset", "mlflow")
+PACKAGES = ("torch", "transformers", "deepspeed", "pillow", "mlflow")
 
 
 class TrackingConfig(BaseModel):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import shards
+from data.pictures import Limits
 from data.processor import IMAGE_PAD, Processor
-from data.sample import MOST_PIXELS, DataError, Sample, Text
+from data.sample import DataError, Sample, Text
 
 VISION = ("<|vision_start|>", "<|vision_end|>")
 PATCH, MERGE = 8, 2
@@ -260,10 +261,33 @@ def claims(width: int, height: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_of_too_many_pixels_is_not_decoded(processor: Processor) -> None:
-    assert MOST_PIXELS == 100_000_000
-    assert refusal(processor, claims(10_000, 10_000)).startswith("k.0: not a whole picture (")  # tried, there
     text = refusal(processor, picture(8, 8), claims(10_001, 10_000))
     assert text == "k.1: 10001 x 10000 pixels, more than 100,000,000; shrink it or leave the sample out"
-    text = refusal(processor, claims(20_000, 20_000))  # which PIL does not open
-    assert text.startswith("k.0: not a whole picture, or one of more than 100,000,000 pixels (Image size (400000000 ")
-    assert text.endswith("; write it again, smaller")
+
+
+def test_the_limits_are_those_given(tiny_backbone: Path) -> None:
+    strict = Processor(str(tiny_backbone), 64**2, 256**2, limits=Limits(pixels=64 * 96, images=2))
+    one = picture(64, 96)
+    assert len(strict.encode(sample("?", one, one)).grids) == 2
+    assert refusal(strict, picture(64, 97)).startswith("k.0: 64 x 97 pixels, more than 6,144; ")
+    assert refusal(strict, one, one, one).startswith("k: 3 images, more than 2; ")
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "pixels", "rest"),
+    [
+        (64**2, 256**2, (4096, 65536), "16 to 256 tokens of 16 x 16; squares from 64 x 64 to 256 x 256"),
+        (3000, 500_000, (3072, 499_968), "12 to 1,953 tokens of 16 x 16; squares from 64 x 64 to 704 x 704"),
+        (1, 100, (256, 256), "1 to 1 tokens of 16 x 16; squares from 16 x 16 to 16 x 16"),
+    ],
+)
+def test_the_pixels_it_describes_are_those_it_makes(
+    tiny_backbone: Path, least: int, most: int, pixels: tuple[int, int], rest: str
+) -> None:
+    processor = Processor(str(tiny_backbone), least, most)
+    assert processor.describe() == f"pixels per image: {pixels[0]:,} to {pixels[1]:,}, {rest}"
+    sizes = [(8, 8), (1500, 1500), (9, 30), (1400, 900), (300, 500)]
+    made = [processor.encode(sample("?", picture(*size))).grids[0, 1:] * PATCH for size in sizes]
+    assert all(pixels[0] <= sides.prod() <= pixels[1] for sides in made)
+    small, large = (f"{height} x {width}" for height, width in made[:2])
+    assert rest.endswith(f"squares from {small} to {large}")

@@ -38,8 +38,6 @@ SHORT = {
 class Fixed:
     """The same global batches whatever the number of ranks: sample i of a batch goes to rank i % ranks."""
 
-    shrunk = dropped = 0  # it fits no budget
-
     def __init__(self, samples: list[Encoded], pieces: int, mine: list[int]) -> None:
         self.samples, self.pieces, self.mine, self.at = samples, pieces, mine, 0
 
@@ -49,11 +47,14 @@ class Fixed:
         items = list(itertools.islice(itertools.cycle(self.samples), batch * BATCH, (batch + 1) * BATCH))
         return items[self.mine[piece] :: self.pieces]
 
-    def state(self) -> dict[str, int]:
-        return {"at": self.at}
+    def state(self) -> dict[str, Any]:
+        return {"at": self.at, "counts": {"shrunk": 0, "dropped": 0, "bad": 0}}
 
-    def restore(self, state: dict[str, int]) -> None:
-        self.at = state["at"]
+    def restore(self, states: list[dict[str, Any]], rank: int, ranks: int) -> None:
+        self.at = states[rank]["at"]
+
+    def close(self) -> None:
+        pass
 
 
 class Losses:
@@ -142,7 +143,7 @@ def main() -> None:
     deepspeed.init_distributed()
     cfg = settings(arguments, "plain")
     processor = load_processor(cfg.model)
-    samples = [processor.encode(s) for s in itertools.islice(read_set(cfg.data.train), 40)]
+    samples = [processor.encode(s) for s in itertools.islice(read_set(cfg.data.train[0].folder), 40)]
     results: dict[str, Any] = {}
     wide = settings(arguments, "wide", **{"model.folder": arguments.wide, "train.precision": "bf16"})
     results["load"] = load(wide)
@@ -159,7 +160,7 @@ def main() -> None:
     _, results["accumulated"] = train(accumulated, samples, accumulation=2)
 
     with_images = [s for s in samples if len(s.grids)]
-    texts = [s for s in (processor.encode(s) for s in read_set(cfg.data.train)) if not len(s.grids)]
+    texts = [s for s in (processor.encode(s) for s in read_set(cfg.data.train[0].folder)) if not len(s.grids)]
     half = BATCH // 2
     mixed = [item for i in range(half) for item in (with_images[i], texts[i % len(texts)])]
     _, results["one_rank_without_images"] = train(settings(arguments, "images", **{"train.steps": 3}), mixed)

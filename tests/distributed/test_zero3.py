@@ -68,7 +68,7 @@ def one_process(folder: Path, tiny_shards: Path, tiny_backbone: Path) -> tuple[L
 def alone(config: Config) -> tuple[LatentVLM, list[float]]:
     """The same batches, plain PyTorch: one model, torch's AdamW, no DeepSpeed."""
     processor = load_processor(config.model)
-    samples = [processor.encode(s) for s in itertools.islice(read_set(config.data.train), 40)]
+    samples = [processor.encode(s) for s in itertools.islice(read_set(config.data.train[0].folder), 40)]
     model = LatentVLM(load_backbone(config.model), config.latent, config.objective.recipe)
     # The first values of the latent parts come from the seed, in the order the engine draws them.
     torch.manual_seed(config.run.seed)

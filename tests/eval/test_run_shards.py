@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data import puzzles, shards
+from data.shards import WriteOptions
 from eval.run_shards import main
 from trainer.tracking import Tracker, TrackingConfig, store_uri
 
@@ -25,7 +26,9 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Held-out puzzles of three kinds, one of which is not in the small training set."""
     folder = tmp_path_factory.mktemp("heldout") / "shards"
-    shards.write(puzzles.stream(("counting", "jigsaw", "rotation"), "heldout", ITEMS), folder, per_shard=10)
+    shards.write(
+        puzzles.stream(("counting", "jigsaw", "rotation"), "heldout", ITEMS), folder, WriteOptions(per_shard=10)
+    )
     return folder
 
 
@@ -99,7 +102,7 @@ def trained(export_of: Callable[[str], Path], tiny_shards: Path, heldout: Path, 
     (folder / "export").mkdir(parents=True)
     for step, objective in ((900, "sft"), (1000, "amvl")):
         (folder / "export" / f"step_{step}").symlink_to(export_of(objective))
-    (folder / "config.yaml").write_text(f"data:\n  train: {tiny_shards}\n  heldout: {heldout}\n")
+    (folder / "config.yaml").write_text(f"data:\n  train: [{{folder: {tiny_shards}}}]\n  heldout: {heldout}\n")
     tracker = Tracker(TrackingConfig(), tmp_path / "runs", "one")
     uri = store_uri(TrackingConfig(), tmp_path / "runs")
     export = str(folder / "export" / "step_1000")

@@ -13,7 +13,7 @@ from trainer.report import Counts
 from trainer.throughput import Flops
 
 ENGINE: Any = SimpleNamespace(device="cpu")
-PACKS: Any = SimpleNamespace(shrunk=2, dropped=1)
+STATE = {"counts": {"shrunk": 2, "dropped": 1, "bad": 3, "drawn": 50}}
 RANKS = 3
 
 
@@ -33,7 +33,7 @@ def test_counts_are_sums_over_ranks_and_micro_steps(objective: str):
         return collate(samples[part], model.recipe, model.config, model.backbone, MARKERS)
 
     whole, flops = batch_of(slice(None)), Flops(model)
-    counts = loop._global_counts([batch_of(slice(0, 2)), batch_of(slice(2, None))], PACKS, flops, ENGINE)
+    counts = loop._global_counts([batch_of(slice(0, 2)), batch_of(slice(2, None))], STATE, flops, ENGINE)
     assert counts == Counts(
         targets=RANKS * sum(len(s.answer) for s in samples),
         samples=RANKS * len(samples),
@@ -42,4 +42,5 @@ def test_counts_are_sums_over_ranks_and_micro_steps(objective: str):
         flops=RANKS * flops(whole),
         shrunk=RANKS * 2,
         dropped=RANKS * 1,
+        bad=RANKS * 3,
     )

@@ -11,7 +11,7 @@ from trainer import config, report
 from trainer.checkpoint import Progress
 from trainer.report import Counts, Reporter, Step, postfix
 
-COUNTS = Counts(targets=20, samples=4, tokens=600, image_tokens=150, flops=8e9, shrunk=3, dropped=1)
+COUNTS = Counts(targets=20, samples=4, tokens=600, image_tokens=150, flops=8e9, shrunk=3, dropped=1, bad=0)
 PARTS_OF_A_STEP = [40.0, 6.0, 2.0, 2.0, 4.0, COUNTS.targets, COUNTS.samples]
 
 

@@ -1,0 +1,67 @@
+"""What is done with each drawn sample before it can be packed: read, decoded, put into tokens, fitted to the budget."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from data import tar
+from data.pictures import LIMITS, Limits
+from data.processor import Encoded
+from data.reader import Raw
+from data.sample import DataError
+from data.shards.read import parse
+
+
+class Outcome(NamedTuple):
+    """What became of a draw: an item, or why there is none."""
+
+    item: Encoded | None
+    shrunk: bool = False
+    kind: str = ""  # without an item: `bad` or `too large`
+    shard: str = ""
+    sample: int = 0  # number in the shard
+    key: str | None = None
+    epoch: int = 0
+    reason: str = ""
+
+
+class Prepare:
+    """From the bytes of a sample to tokens that fit the budget. Only faults of the data are caught."""
+
+    def __init__(
+        self,
+        encode: Callable[..., Encoded],  # (sample, fewer): with so many image tokens less, at least, where it can be
+        cost: Callable[[Encoded], int],  # tokens; one less for every image token less
+        budget: int,
+        oversize: Literal["shrink", "drop"],
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.encode, self.cost, self.budget = encode, cost, budget
+        self.oversize, self.limits = oversize, limits
+
+    def __call__(self, raw: Raw) -> Outcome:
+        try:
+            if raw.fault:
+                raise DataError(f"{raw.place}: {raw.fault}")
+            sample = parse(raw.content, raw.shard, self.limits).model_copy(update={"epoch": raw.epoch})
+            item = self.encode(sample, 0)
+            cost, shrunk = self.cost(item), False
+            if cost > self.budget and self.oversize == "shrink":
+                item = self.encode(sample, cost - self.budget)
+                cost, shrunk = self.cost(item), True
+        except DataError as error:
+            return self._without(raw, "bad", str(error))
+        if cost > self.budget:
+            mend = "raise train.tokens or lower model.max_pixels"
+            reason = f"{sample.place}: {cost} tokens, more than the budget of {self.budget}; {mend}"
+            return self._without(raw, "too large", reason)
+        # Its pictures are in `pixels` now, and need not be carried on.
+        return Outcome(replace(item, sample=sample.model_copy(update={"images": ()})), shrunk)
+
+    def lost(self, raw: Raw, why: str) -> Outcome:
+        """For a sample that no process could work on."""
+        return self._without(raw, "bad", f"{raw.place}: {why}; leave the sample out")
+
+    def _without(self, raw: Raw, kind: str, reason: str) -> Outcome:
+        key = tar.first_key(raw.content)
+        return Outcome(None, False, kind, raw.shard, raw.sample, key, raw.epoch, reason)
