@@ -31,7 +31,9 @@ from data.stream import Stream
 from data.threads import Threads
 from data.transport import pack, unpack
 
-GROUP = 4  # samples that a worker is handed together
+GROUP = 4  # samples that are read together
+MOST = 32  # samples that a worker is handed together at most, and not more groups than reach so many bytes:
+ENOUGH = 2**18
 TASKS = 2  # groups that each worker has before it or done
 READERS = 8  # threads
 DEATHS = 20  # of workers, after which the machine is to blame and no sample
@@ -145,7 +147,7 @@ class Loader(Generic[T]):
         """(running number from 1, bytes, whether it is worked on) of groups of draws."""
         issued = 0
         try:
-            for group in self._ahead():
+            for group in _merged(self._ahead()):
                 self._underway.extend(group)
                 yield [(issued + n + 1, raw, ref.place not in lost) for n, (ref, raw) in enumerate(group)]
                 issued += len(group)
@@ -210,6 +212,16 @@ class _Tasks(Dataset):
                 raise
             mark[1] = 0
         return results
+
+
+def _merged(groups: Iterable[list[tuple[Ref, Raw]]]) -> Iterator[list[tuple[Ref, Raw]]]:
+    """Small samples in larger groups: to hand one over costs as much as to decode a thumbnail."""
+    held: list[tuple[Ref, Raw]] = []
+    for group in groups:
+        held += group
+        if len(held) >= MOST or sum(len(raw.content) for _, raw in held) >= ENOUGH:
+            yield held
+            held = []
 
 
 def _read(group: list[Callable[[], Raw]]) -> list[Raw]:

@@ -9,12 +9,9 @@ import numpy as np
 
 from data import tar
 from data.lanes import Piece, Ref
-from data.sample import DataError
-from data.shards.index import OFFSETS, read_offsets
+from data.shards.index import read_offsets
 from data.source import Source, Span, join, public
 from data.stream import ShardSet
-
-FARTHEST = 2**62  # byte of a shard; an offset beyond it is negative where offsets are compared
 
 
 class Raw(NamedTuple):
@@ -60,8 +57,6 @@ class Reader:
         one = self.sets[number]
         path = join(one.folder, one.shards[piece.shard].shard)
         bounds = self._offsets(number, piece.shard)[piece.first : piece.last + 1].tolist()
-        if max(bounds) >= FARTHEST:
-            raise DataError(f"{path}{OFFSETS}: damaged; write it with `python -m data.shards index {one.folder}`")
         return self.source.span(path, bounds[0], bounds[-1]), bounds
 
 

@@ -36,6 +36,8 @@ class Text(BaseModel):
 
     @model_validator(mode="after")
     def _answer_is_a_letter(self) -> "Text":
+        if self.choices is not None and len(self.choices) > len(LETTERS):
+            raise ValueError(f"{len(self.choices)} choices, more than the {len(LETTERS)} letters")
         if self.choices is not None and self.answer not in list(LETTERS[: len(self.choices)]):
             raise ValueError(f"answer {self.answer!r} is not a letter of the {len(self.choices)} choices")
         return self

@@ -20,7 +20,7 @@ from data.lanes import Lane, Ref, pieces_of
 from data.pictures import Limits
 from data.sample import DataError
 from data.shards.index import Shard, load_index
-from data.source import Source, SourceConfig
+from data.source import Source, SourceConfig, public
 
 
 class SetConfig(BaseModel):
@@ -114,7 +114,7 @@ class Stream:
             if count < ranks:
                 mend = "raise data.lanes" if one.samples >= ranks else "start fewer ranks or leave the set out"
                 raise DataError(
-                    f"{one.folder}: {count} lanes for {ranks} ranks, {one.samples} samples in the set; {mend}"
+                    f"{public(one.folder)}: {count} lanes for {ranks} ranks, {one.samples} samples in the set; {mend}"
                 )
             per_block = -(-config.shuffle // config.piece)
             pieces = {n: pieces_of(one.starts, n, count, config.piece) for n in range(rank, count, ranks)}
@@ -141,6 +141,8 @@ class Stream:
 
     def _next_set(self) -> int:
         """The set that is furthest behind its weight."""
+        if len(self.sets) == 1:
+            return 0
         turns = self.position.turns
         return min(range(len(self.sets)), key=lambda n: (turns[n] + 1) / self.sets[n].weight)
 

@@ -7,10 +7,12 @@ end, run in circles or ask for all memory.
 
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
+from zlib import adler32
 
 from data.sample import DataError
 
 BLOCK = 512
+ADLER = 65521  # adler32 has in its low half 1 + the sum of all bytes, to this modulus: ten times as fast as `sum`
 ZEROS = bytes(BLOCK)
 # Types of members. All others (links, devices, volumes of a larger file) are refused, as they may stand for a picture.
 FILE = b"0\x007"  # of the usual form, of the oldest one, contiguous
@@ -102,8 +104,9 @@ def _member(read: Read, at: int) -> Member | None:
             return None
         if len(header) < BLOCK:
             raise DataError(f"ends {len(header)} bytes into a header")
-        kind, stated = header[156], _number(header[124:136])
-        if not 0 <= stated < MOST or _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
+        kind, stated, field = header[156], _number(header[124:136]), header[148:156]
+        total = _number(field) + sum(field) - 8 * 32  # of the header's bytes; its own count as spaces in the checksum
+        if not 0 <= stated < MOST or (total + 1) % ADLER != adler32(header) & 0xFFFF:
             raise DataError("a damaged header")
         at += BLOCK
         if kind not in NEXT:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 2048  # bytes from which an array goes to shared memory
+LARGE = 2**16  # bytes from which an array goes to shared memory; below, a pipe is faster
 ALIGNED = 64  # bytes
 
 
@@ -32,8 +32,45 @@ def _tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(content, dtype=dtype).view(shape)
 
 
-def pack(value: Any) -> tuple[bytes, list[int], Tensor | None]:
-    """A value as (pickle, ends of its large arrays, the shared memory that holds them)."""
+class _Shared:
+    """Large arrays, copied to shared memory as they are pickled: in the thread of a queue, beside the work."""
+
+    def __init__(self, large: list[memoryview]) -> None:
+        self.large = large
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        try:
+            return _arrays, _share(self.large)
+        except Exception as error:  # raised in that thread it would be lost, and the rank wait forever
+            return _arrays, ([], None, f"{type(error).__name__}: {error}")
+
+
+def _share(large: list[memoryview]) -> tuple[list[int], Tensor]:
+    """(ends of the arrays, the shared memory that holds them)."""
+    size = sum(len(content) + -len(content) % ALIGNED for content in large)
+    shared = torch.empty(0, dtype=torch.uint8)
+    shared.set_(torch.UntypedStorage._new_shared(size))
+    view, at, ends = shared.numpy(), 0, []
+    for content in large:
+        view[at : at + len(content)] = np.frombuffer(content, np.uint8)
+        ends.append(at + len(content))
+        at += len(content) + -len(content) % ALIGNED
+    return ends, shared
+
+
+def _arrays(ends: list[int], shared: Tensor | None, failure: str = "") -> list[memoryview]:
+    """The arrays again, as views of the shared memory."""
+    if shared is None:
+        raise MemoryError(f"no shared memory for a worker's arrays ({failure}); enlarge /dev/shm or lower data.workers")
+    view, at, found = memoryview(shared.numpy()), 0, []  # type: ignore[arg-type]
+    for end in ends:
+        found.append(view[at:end])
+        at = end + -end % ALIGNED
+    return found
+
+
+def pack(value: Any) -> tuple[bytes, _Shared | None]:
+    """A value as (pickle, its large arrays), to be pickled once more by a queue."""
     large: list[memoryview] = []
 
     def inside(buffer: pickle.PickleBuffer) -> bool:
@@ -45,26 +82,10 @@ def pack(value: Any) -> tuple[bytes, list[int], Tensor | None]:
 
     out = BytesIO()
     _Pickler(out, protocol=5, buffer_callback=inside).dump(value)
-    if not large:
-        return out.getvalue(), [], None
-    size = sum(len(content) + -len(content) % ALIGNED for content in large)
-    shared = torch.empty(0, dtype=torch.uint8)
-    shared.set_(torch.UntypedStorage._new_shared(size))
-    view, at, ends = shared.numpy(), 0, []
-    for content in large:
-        view[at : at + len(content)] = np.frombuffer(content, np.uint8)
-        ends.append(at + len(content))
-        at += len(content) + -len(content) % ALIGNED
-    return out.getvalue(), ends, shared
+    return out.getvalue(), _Shared(large) if large else None
 
 
-def unpack(packed: tuple[bytes, list[int], Tensor | None]) -> Any:
-    """The value again; its arrays are views of the shared memory."""
-    content, ends, shared = packed
-    if shared is None:
-        return pickle.loads(content)
-    view, buffers, at = memoryview(shared.numpy()), [], 0  # type: ignore[arg-type]
-    for end in ends:
-        buffers.append(view[at:end])
-        at = end + -end % ALIGNED
-    return pickle.loads(content, buffers=buffers)
+def unpack(packed: tuple[bytes, list[memoryview] | None]) -> Any:
+    """The value again, after the queue; its arrays are views of the shared memory."""
+    content, large = packed
+    return pickle.loads(content, buffers=large or ())

@@ -11,14 +11,16 @@ from collections import Counter
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from data.sample import DataError
 from data.source import Source, join, public
+from data.tar import BLOCK
 
 INDEX = "index.json"
 OFFSETS = ".idx"  # after the shard's name
 OFFSET = np.dtype("<u8")
+FARTHEST = 2**62  # bytes; what lies behind is no place in a file
 
 
 class Shard(BaseModel):
@@ -28,8 +30,14 @@ class Shard(BaseModel):
 
     shard: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # a name and no path: the index may come from anywhere
     samples: Annotated[int, Field(ge=1)]
-    bytes: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=1, le=FARTHEST)]
     sha256: str
+
+    @model_validator(mode="after")
+    def _samples_have_room(self) -> "Shard":
+        if self.samples * BLOCK > self.bytes:
+            raise ValueError(f"{self.samples} samples in {self.bytes} bytes; each takes {BLOCK} at least")
+        return self
 
 
 SHARDS = TypeAdapter(list[Shard])
@@ -64,7 +72,7 @@ def read_offsets(folder: str, shard: Shard, source: Source) -> np.ndarray:
         raise DataError(f"{where}: missing; write it with `python -m data.shards index {shown}`")
     content = source.read(path)
     offsets = np.frombuffer(content, OFFSET) if len(content) % OFFSET.itemsize == 0 else np.zeros(0, OFFSET)
-    if len(offsets) != shard.samples + 1 or (np.diff(offsets.astype(np.int64)) <= 0).any():
+    if len(offsets) != shard.samples + 1 or (offsets[:-1] >= offsets[1:]).any() or offsets[-1] > FARTHEST:
         raise DataError(
             f"{where}: not where {shard.samples} samples begin; write it with `python -m data.shards index`"
         )

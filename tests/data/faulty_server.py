@@ -198,6 +198,10 @@ def bucket(contents: dict[str, bytes], stall: float = 3.0) -> Iterator[FaultySer
         settings = {"ACCESS_KEY_ID": "none", "SECRET_ACCESS_KEY": "none", "DEFAULT_REGION": "us-east-1"}
         for name, value in (settings | {"ENDPOINT_URL": server.url}).items():
             patch.setenv(f"AWS_{name}", value)
+        reset = http.client.HTTPConnection(address, timeout=30)
+        reset.request("POST", "/moto-api/reset")  # or what another server of this process held would be there
+        assert reset.getresponse().status == 200
+        reset.close()
         client = boto3.client("s3", endpoint_url=f"http://{address}")
         client.create_bucket(Bucket="bucket")
         for key, content in contents.items():

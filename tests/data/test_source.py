@@ -281,6 +281,27 @@ def test_waits_double_up_to_the_longest(
     assert [f"attempt {n} of 6" in text for n, text in enumerate(caplog.messages, 1)] == [True] * 5
 
 
+@pytest.mark.parametrize("fault", [faulty.STALL, faulty.HANG, "503"])
+def test_a_closed_source(place: Place, tmp_path: Path, fault: str) -> None:
+    """What is underway or waits for its next attempt ends at once, and nothing is asked for again."""
+    source = Source(SourceConfig(attempts=5, wait=60, longest_wait=60, timeout=60))
+    assert source.read(place.shard) == CONTENT
+    place.server.fail(always=fault)
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(source.read, place.shard, start, start + 90) for start in range(4)]
+        while len(place.reads()) < 4:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        began = time.monotonic()
+        source.close()
+        texts = [refusal(read.result) for read in reads]
+    place.server.fail()
+    texts += [refusal(lambda: source.size(place.shard)), refusal(lambda: source.read(place.shard, 5, 9))]
+    assert time.monotonic() - began < 1 and not place.server.requests
+    assert all(text.startswith(place.shard) and text.endswith("not read, as the source was closed") for text in texts)
+    assert source.read(fill(tmp_path / "set") / NAMES[0]) == pickle.loads(pickle.dumps(source)).read(place.shard)
+
+
 def test_errors_in_the_program_pass_through(web: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
