@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from data import loader as loading
-from data.loader import GROUP, MOST, TASKS, Loader, Work
+from data.loader import GROUP, MOST, TASKS, Loader
 from data.sample import DataError
 from data.stream import DataConfig, Stream
+from data.worker import Work
 from tests.data.work import Arrays, Dies, Fails, Names, Slow, write_numbered
 
 ROOT = Path(__file__).parents[2]
