@@ -40,6 +40,7 @@ setup(
         "gpu": ["flash-attn>=2.7", "liger-kernel>=0.6"],
         # For the tests of the fused modules: they run without a GPU too, under Triton's interpreter.
         "kernels": ["liger-kernel>=0.6", "triton"],
+        "peers": ["datasets==5.2.0", "megatron-energon==7.4.1", "webdataset==1.0.2"],  # for benchmarks.stream
         "s3": ["s3fs>=2025.1"],  # shards in s3, and whatever speaks its protocol
         "dev": [
             "boto3",
