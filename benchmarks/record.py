@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "deepspeed", "triton", "flash-attn", "liger-kernel", "pillow")
-PACKAGES += ("webdataset", "megatron-energon", "datasets")
+PACKAGES = (
+    *("torch", "transformers", "deepspeed", "triton", "flash-attn", "liger-kernel"),
+    *("pillow", "webdataset", "megatron-energon", "datasets"),
+)
 Row = dict[str, Any]  # case, ours, peer, peer_name, ratio (ours / peer), unit; more where a benchmark says so
 
 
