@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from multiprocessing.connection import Connection
@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.lanes import Ref
-from data.reader import Place, Raw, Reader
+from data.reader import Raw, Reader
 from data.sample import DataError
-from data.source import Source, SourceError, is_remote
+from data.source import Source, is_remote
 from data.stream import Stream
 from data.threads import Threads
 from data.transport import pack, unpack
-from data.worker import Tasks, Work, alive, init_worker, kill
+from data.worker import Tasks, Work, alive, end, init_worker, kill
 
 GROUP = 4  # samples that are read together
 MOST = 32  # samples that a worker is handed together at most, and not more groups than reach so many bytes:
@@ -33,7 +33,7 @@ ENOUGH = 2**18
 TASKS = 2  # groups that each worker has before it or done
 READERS = 8  # threads
 DEATHS = 20  # of workers, after which the machine is to blame and no sample
-Task = tuple[Ref, Raw | Place]
+Task = tuple[Ref, Raw]
 T = TypeVar("T", covariant=True)
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,8 @@ class Loader(Generic[T]):
 
     def stop(self) -> None:
         """End the workers. The loader can go on afterwards."""
-        kill(self._marks)  # they hold nothing that could be lost
+        if self.workers and self._results is not None:
+            end(self._results, self._marks)
         self._results = self._failure = None
         self._ready.clear()
         self._underway.clear()
@@ -89,6 +90,9 @@ class Loader(Generic[T]):
         """End the workers and whatever is being read from afar, for good."""
         self.stop()
         self.stream.source.close()
+
+    def __del__(self) -> None:
+        self.stop()  # before the finalizer, which is for an exit in between: it kills
 
     def _own_result(self) -> tuple[Ref, T]:
         if self._results is None:
@@ -109,8 +113,6 @@ class Loader(Generic[T]):
             if not self._bury():
                 raise  # not a death, but an error in the work
             return []
-        if isinstance(results[-1], SourceError):
-            raise results[-1]
         self._done += len(results)
         return [(self._underway.popleft()[0], result) for result in results]
 
@@ -123,7 +125,7 @@ class Loader(Generic[T]):
         lifeline, self._lifeline = multiprocessing.Pipe(duplex=False)
         # A server is forked from and no rank, which has threads and perhaps a GPU.
         loader = DataLoader(
-            Tasks(self.work, self._marks, lifeline, self.stream.source),
+            Tasks(self.work, self._marks, lifeline),
             batch_sampler=self._tasks(lost),
             num_workers=self.workers,
             prefetch_factor=TASKS,
@@ -133,11 +135,11 @@ class Loader(Generic[T]):
         )
         self._results = iter(loader)
 
-    def _tasks(self, lost: set[tuple[int, int, int]]) -> Iterator[list[tuple[int, Raw | Place, bool]]]:
-        """(running number from 1, bytes or place, whether it is worked on) of groups of draws."""
+    def _tasks(self, lost: set[tuple[int, int, int]]) -> Iterator[list[tuple[int, Raw, bool]]]:
+        """(running number from 1, bytes, whether it is worked on) of groups of draws."""
         issued = 0
         try:
-            for group in _merged(self._places() if self._local else self._ahead()):
+            for group in _merged(self._ahead()):
                 self._underway.extend(group)
                 yield [(issued + n + 1, raw, ref.place not in lost) for n, (ref, raw) in enumerate(group)]
                 issued += len(group)
@@ -148,11 +150,6 @@ class Loader(Generic[T]):
         """Draws read when they are asked for."""
         for ref in self.stream:
             yield [(ref, self._reader.later(ref)())]
-
-    def _places(self) -> Iterator[list[tuple[Ref, Place]]]:
-        """Draws that workers read."""
-        for ref in self.stream:
-            yield [(ref, self._reader.place(ref))]
 
     def _ahead(self) -> Iterator[list[tuple[Ref, Raw]]]:
         """Groups of draws, the next ones read meanwhile."""
@@ -180,7 +177,7 @@ class Loader(Generic[T]):
             if number:
                 ref, raw = self._underway[number - self._done - 1]
                 self._deaths[ref.place] += 1
-                place = f"at {(raw.read(self.stream.source) if isinstance(raw, Place) else raw).place}"
+                place = f"at {raw.place}"
             if self._fallen > DEATHS:
                 mend = "see the system's log for memory or a full /dev/shm, lower data.workers"
                 raise DataError(f"workers died {self._fallen} times, the last {place}; {mend}")
@@ -189,13 +186,13 @@ class Loader(Generic[T]):
         return True
 
 
-def _merged(groups: Iterable[Sequence[tuple[Ref, Raw | Place]]]) -> Iterator[list[Task]]:
+def _merged(groups: Iterable[list[Task]]) -> Iterator[list[Task]]:
     """Small samples in larger groups: to hand one over costs as much as to decode a thumbnail."""
     held: list[Task] = []
     size = 0
     for group in groups:
         held += group
-        size += sum(raw.end - raw.start if isinstance(raw, Place) else len(raw.content) for _, raw in group)
+        size += sum(len(raw.content) for _, raw in group)
         if len(held) >= MOST or size >= ENOUGH:
             yield held
             held, size = [], 0

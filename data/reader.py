@@ -29,21 +29,6 @@ class Raw(NamedTuple):
         return f"{self.shard}: {tar.first_key(self.content) or f'sample {self.sample}'}"
 
 
-class Place(NamedTuple):
-    """A sample of a local shard, for a worker to read: its bytes need not go through the rank."""
-
-    shard: str
-    start: int  # bytes
-    end: int
-    sample: int
-    epoch: int
-    fault: str
-
-    def read(self, source: Source) -> Raw:
-        content = b"" if self.fault else source.read(self.shard, self.start, self.end)
-        return Raw(content, self.shard, self.sample, self.epoch, self.fault)
-
-
 class Reader:
     """Reads samples by their place. A piece is fetched when first needed, and let go with its lane's block."""
 
@@ -55,14 +40,6 @@ class Reader:
 
     def later(self, ref: Ref) -> Callable[[], Raw]:
         """What reads the sample, in any thread. To be called in the order of draws."""
-        piece = self._piece(ref)
-        return lambda: piece.read(ref)
-
-    def place(self, ref: Ref) -> Place:
-        """Where the sample lies in a local shard, of which the system reads the piece ahead. In the order of draws."""
-        return self._piece(ref).place(ref)
-
-    def _piece(self, ref: Ref) -> "_Open":
         block, pieces = self._pieces.get((ref.set, ref.lane), (None, {}))
         if block != (ref.epoch, ref.block):
             pieces = {}
@@ -70,7 +47,7 @@ class Reader:
         piece = pieces.get(ref.piece)
         if piece is None:
             piece = pieces[ref.piece] = _Open(self, ref.set, ref.piece)
-        return piece
+        return lambda: piece.read(ref)
 
     def _read_offsets(self, number: int, shard: int) -> np.ndarray:
         return read_offsets(self.sets[number].folder, self.sets[number].shards[shard], self.source)
@@ -93,21 +70,12 @@ class _Open:
         self._opened: tuple[Span, list[int]] | None = None
 
     def read(self, ref: Ref) -> Raw:
-        span, start, end, fault = self._find(ref)
-        return Raw(b"" if fault else span.read(start, end), self.path, ref.sample, ref.epoch, fault)
-
-    def place(self, ref: Ref) -> Place:
-        _, start, end, fault = self._find(ref)
-        return Place(self.path, start, end, ref.sample, ref.epoch, fault)
-
-    def _find(self, ref: Ref) -> tuple[Span, int, int, str]:
-        """(the piece, where the sample begins and ends, why it is not read)."""
         with self._lock:
             if self._opened is None:
                 self._opened = self.reader.open(self.number, self.piece)
         span, bounds = self._opened
         start, end = bounds[ref.sample - self.piece.first], bounds[ref.sample - self.piece.first + 1]
-        most, fault = self.reader.most, ""
-        if end - start > most:
-            fault = f"{end - start:,} bytes, more than {most:,}; leave it out or raise data.limits.sample_bytes"
-        return span, start, end, fault
+        if end - start <= self.reader.most:
+            return Raw(span.read(start, end), self.path, ref.sample, ref.epoch)
+        fault = f"{end - start:,} bytes, more than {self.reader.most:,}; leave it out or raise data.limits.sample_bytes"
+        return Raw(b"", self.path, ref.sample, ref.epoch, fault)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils.worker import WorkerInfo
 
-from data.reader import Place, Raw
-from data.source import Source, SourceError
+from data.reader import Raw
 
 T_co = TypeVar("T_co", covariant=True)
+PATIENCE = 2.0  # seconds
 
 
 class Work(Protocol[T_co]):
@@ -29,19 +29,14 @@ class Work(Protocol[T_co]):
 class Tasks(Dataset):
     """The work, as torch's DataLoader asks for it."""
 
-    def __init__(self, work: Work[Any], marks: Tensor, lifeline: Connection, source: Source) -> None:
-        self.work, self.marks, self.lifeline, self.source = work, marks, lifeline, source
+    def __init__(self, work: Work[Any], marks: Tensor, lifeline: Connection) -> None:
+        self.work, self.marks, self.lifeline = work, marks, lifeline
 
-    def __getitems__(self, tasks: list[tuple[int, Raw | Place, bool]]) -> list[Any]:
+    def __getitems__(self, tasks: list[tuple[int, Raw, bool]]) -> list[Any]:
         mark = self.marks[_worker().id]
         results: list[Any] = []
         for number, raw, sound in tasks:
             mark[1] = number
-            if isinstance(raw, Place):
-                try:
-                    raw = raw.read(self.source)
-                except SourceError as error:  # as it is: raised here, torch would put its own words before it
-                    return [*results, error]
             try:
                 results.append(self.work(raw) if sound else self.work.lost(raw, "workers died at it twice"))
             except Exception as error:
@@ -88,3 +83,16 @@ def kill(marks: Tensor) -> None:
         if pid and alive(pid):
             os.kill(pid, signal.SIGKILL)
     marks.zero_()
+
+
+def end(results: Any, marks: Tensor) -> None:
+    """End the workers behind an iterator of torch's DataLoader, gently first.
+
+    One that is killed may hold a lock which the iterator then waits for, without end: so that is done by a thread,
+    which is left behind if need be.
+    """
+    shutdown = threading.Thread(target=results._shutdown_workers, daemon=True)  # what its own `__del__` does
+    shutdown.start()
+    shutdown.join(PATIENCE)
+    kill(marks)
+    shutdown.join(PATIENCE)
