@@ -6,6 +6,7 @@ death of one changes what comes out. The position counts what was handed out; wh
 
 import logging
 import multiprocessing
+import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -91,8 +92,9 @@ class Loader(Generic[T]):
         self.stop()
         self.stream.source.close()
 
-    def __del__(self) -> None:
-        self.stop()  # before the finalizer, which is for an exit in between: it kills
+    def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not exiting():  # then no thread can be started, and the finalizer has killed them
+            self.stop()
 
     def _own_result(self) -> tuple[Ref, T]:
         if self._results is None:

@@ -193,6 +193,8 @@ if __name__ == "__main__":
             next(loader)
     if sys.argv[3] == "leave":
         sys.exit(4)
+    holders = [loader]  # at the end of the interpreter it is still held, and in a cycle
+    holders.append(holders)
 """
 
 
@@ -226,6 +228,7 @@ class Rank:
         ("draw", signal.SIGTERM, False, 3),
         ("draw", signal.SIGTERM, True, 3),
         ("leave", None, False, 4),
+        ("end", None, False, 0),
     ],
 )
 def test_no_process_outlives_its_rank(
