@@ -63,6 +63,8 @@ class Kind(NamedTuple):
 KINDS = {
     # COCO's usual sizes; about 115 KB each
     "photos": Kind("JPEG", ((640, 480), (480, 640), (640, 427), (612, 612)), 1 / 8, 4),
+    # 3 megapixels; about 1 MB each
+    "large": Kind("JPEG", ((2016, 1512), (1512, 2016)), 1 / 16, 2),
     "small": Kind("PNG", ((64, 64),), 2, 32),
 }
 
@@ -360,7 +362,7 @@ def main(given: list[str] | None = None) -> None:
             if "decode" in arguments.cases:
                 for count in arguments.workers:
                     add(decode(kind, Path(name), arguments.samples, [count], arguments.repeats))
-            if "raw" in arguments.cases and kind == "photos":
+            if "raw" in arguments.cases and kind != "small":
                 add(raw(Path(name), arguments.repeats))
     if "resume" in arguments.cases:
         add(resume(arguments.large, [n for n in arguments.workers if n != 1], min(3, arguments.repeats)))

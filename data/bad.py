@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.sample import DataError
 
 FEW = 1000  # draws below which no share is judged
+Kind = Literal["bad", "too large"]
 
 
 class BadConfig(BaseModel):
@@ -23,11 +24,21 @@ class BadConfig(BaseModel):
     too_large: int = Field(1000, ge=1, description="samples above train.tokens in a row that end the run")
 
 
+class LeftOut(NamedTuple):
+    """A sample that cannot be used, as a line of the quarantine file tells it."""
+
+    kind: Kind
+    shard: str
+    sample: int  # number in the shard
+    key: str | None  # None where it cannot be read
+    epoch: int
+    reason: str
+
+
 class Quarantine:
     """Counts samples that are left out, and names them in a file of JSON lines.
 
-    Each line: kind (`bad` or `too large`), shard, sample (its number in the shard), key (null where it cannot be
-    read), epoch, reason. A sample that a resumed run meets again is not named twice.
+    A sample that a resumed run meets again is not named twice.
     """
 
     def __init__(self, config: BadConfig, path: Path | None) -> None:
@@ -41,25 +52,26 @@ class Quarantine:
         self.drawn += 1
         self._row = dict.fromkeys(self._row, 0)
 
-    def leave_out(self, kind: str, shard: str, sample: int, key: str | None, epoch: int, reason: str) -> None:
-        """A sample that cannot be used was drawn; `kind` is `bad` or `too large`. DataError when they are too many."""
-        self._name({"kind": kind, "shard": shard, "sample": sample, "key": key, "epoch": epoch, "reason": reason})
+    def leave_out(self, one: LeftOut) -> None:
+        """A sample that cannot be used was drawn. DataError when they are too many."""
+        self._name(one._asdict())
         self.drawn += 1
-        self._row[kind] += 1
+        self._row[one.kind] += 1
+        row, config = self._row[one.kind], self.config
         where = f"; all are named in {self.path}" if self.path else ""
-        if kind == "bad":
+        if one.kind == "bad":
             self.bad += 1
-            if self._row[kind] >= self.config.in_a_row:
-                limit = f"{self._row[kind]} bad samples in a row (data.bad.in_a_row {self.config.in_a_row})"
-                raise DataError(f"{limit}, the last: {reason}{where}")
-            if self.bad > self.config.share * max(self.drawn, FEW):
-                limit = f"{self.bad} bad samples of {self.drawn} (data.bad.share {self.config.share})"
-                raise DataError(f"{limit}, the last: {reason}{where}")
+            if row >= config.in_a_row:
+                limit = f"{row} bad samples in a row (data.bad.in_a_row {config.in_a_row})"
+                raise DataError(f"{limit}, the last: {one.reason}{where}")
+            if self.bad > config.share * max(self.drawn, FEW):
+                limit = f"{self.bad} bad samples of {self.drawn} (data.bad.share {config.share})"
+                raise DataError(f"{limit}, the last: {one.reason}{where}")
         else:
             self.dropped += 1
-            if self._row[kind] >= self.config.too_large:
-                limit = f"none of the last {self._row[kind]} samples fits (data.bad.too_large {self.config.too_large})"
-                raise DataError(f"{limit}; {reason}{where}")
+            if row >= config.too_large:
+                limit = f"none of the last {row} samples fits (data.bad.too_large {config.too_large})"
+                raise DataError(f"{limit}; {one.reason}{where}")
 
     def _name(self, record: dict[str, Any]) -> None:
         if self.path is None:

@@ -39,7 +39,7 @@ def refuse(place: str, error: Exception) -> NoReturn:
     if not isinstance(error, OSError) and not kinds:
         raise error
     # Not `from error`, whose text may hold credentials.
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         raise MissingError(f"{place}: not there; mend the path or fetch it again") from None
     if isinstance(error, PermissionError) or kinds & CREDENTIALS:
         mend = "check permissions and credentials (a public bucket needs FSSPEC_S3_ANON=true)"

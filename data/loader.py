@@ -56,7 +56,7 @@ class Loader(Generic[T]):
         self._lifeline: Connection | None = None  # workers end when it is closed, also by the end of this process
         self._fallen = 0  # workers that died
         self._deaths: Counter[tuple[int, int, int]] = Counter()  # by set, shard and sample
-        self._end = weakref.finalize(self, _end, self._marks, stream.source)  # also at the interpreter's exit
+        weakref.finalize(self, _abandon, self._marks, stream.source)  # also at the interpreter's exit
 
     def __iter__(self) -> "Loader[T]":
         return self
@@ -83,7 +83,7 @@ class Loader(Generic[T]):
         """End the workers. The loader can go on afterwards."""
         if self.workers and self._results is not None:
             end(self._results, self._marks)
-        self._results = self._failure = None
+        self._results = self._failure = self._lifeline = None
         self._ready.clear()
         self._underway.clear()
 
@@ -204,6 +204,6 @@ def _read(group: list[Callable[[], Raw]]) -> list[Raw]:
     return [read() for read in group]
 
 
-def _end(marks: Tensor, source: Source) -> None:
+def _abandon(marks: Tensor, source: Source) -> None:
     kill(marks)
     source.close()

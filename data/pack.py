@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data.bad import Quarantine
+from data.bad import LeftOut, Quarantine
 from data.loader import Loader
 from data.prepare import Outcome
 from data.processor import Encoded
@@ -74,9 +74,8 @@ class Packs:
         while len(self._waiting) < self.window:
             again = bool(self.loader.position.again)  # then it was counted before
             ref, outcome = next(self.loader)
-            if outcome.item is None:
-                o = outcome
-                self.quarantine.leave_out(o.kind, o.shard, o.sample, o.key, o.epoch, o.reason)
+            if isinstance(outcome.item, LeftOut):
+                self.quarantine.leave_out(outcome.item)
                 continue
             if not again:
                 self.quarantine.good()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from data import tar
+from data.bad import Kind, LeftOut
 from data.pictures import LIMITS, Limits
 from data.processor import Encoded
 from data.reader import Raw
@@ -13,16 +14,10 @@ from data.shards.read import parse
 
 
 class Outcome(NamedTuple):
-    """What became of a draw: an item, or why there is none."""
+    """What became of a draw."""
 
-    item: Encoded | None
+    item: Encoded | LeftOut
     shrunk: bool = False
-    kind: str = ""  # without an item: `bad` or `too large`
-    shard: str = ""
-    sample: int = 0  # number in the shard
-    key: str | None = None
-    epoch: int = 0
-    reason: str = ""
 
 
 class Prepare:
@@ -50,18 +45,18 @@ class Prepare:
                 item = self.encode(sample, cost - self.budget)
                 cost, shrunk = self.cost(item), True
         except DataError as error:
-            return self._without(raw, "bad", str(error))
+            return _left_out(raw, "bad", str(error))
         if cost > self.budget:
             mend = "raise train.tokens or lower model.max_pixels"
             reason = f"{sample.place}: {cost} tokens, more than the budget of {self.budget}; {mend}"
-            return self._without(raw, "too large", reason)
+            return _left_out(raw, "too large", reason)
         # Its pictures are in `pixels` now, and need not be carried on.
         return Outcome(replace(item, sample=sample.model_copy(update={"images": ()})), shrunk)
 
     def lost(self, raw: Raw, why: str) -> Outcome:
         """For a sample that no process could work on."""
-        return self._without(raw, "bad", f"{raw.place}: {why}; leave the sample out")
+        return _left_out(raw, "bad", f"{raw.place}: {why}; leave the sample out")
 
-    def _without(self, raw: Raw, kind: str, reason: str) -> Outcome:
-        key = tar.first_key(raw.content)
-        return Outcome(None, False, kind, raw.shard, raw.sample, key, raw.epoch, reason)
+
+def _left_out(raw: Raw, kind: Kind, reason: str) -> Outcome:
+    return Outcome(LeftOut(kind, raw.shard, raw.sample, tar.first_key(raw.content), raw.epoch, reason))

@@ -60,7 +60,8 @@ class Remote:
         """Bytes [start, end), or what there is of them."""
         if start == end:
             return b""
-        place = f"{public(url)}, bytes {start} to {'its end' if end is None else end}"
+        part = f", bytes {start} to {'its end' if end is None else end}" if start or end is not None else ""
+        place = public(url) + part
         return self._attempt(url, lambda: self._fetch(url, start, end), place)
 
     def about(self, url: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from data.cache import Cache, OpenFile
-from data.failures import MissingError, SourceError, public, refuse
+from data.failures import SourceError, public, refuse
 from data.remote import Remote, SourceConfig, is_http
 
 Url = str | os.PathLike[str]
@@ -118,16 +118,6 @@ class Source:
         if size is None:
             raise SourceError(f"{public(url)}: the server does not tell the size; serve it from one that does")
         return size
-
-    def exists(self, url: Url) -> bool:
-        """Whether a file or folder is there."""
-        url = os.fspath(url)
-        if not is_remote(url):
-            return os.path.exists(url)
-        try:
-            return bool(self._remote.about(url))
-        except MissingError:
-            return False
 
     def names(self, url: Url) -> list[str]:
         """The names of the files directly in a folder, sorted."""

@@ -46,10 +46,15 @@ class Tasks(Dataset):
         return results
 
 
+def ignore_signals() -> None:
+    """Of those that end a run gently: the rank decides when it needs no more samples."""
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, signal.SIG_IGN)
+
+
 def init_worker(number: int) -> None:
-    """End with the rank, and not by signals that are meant for it."""
-    for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)
+    """End with the rank, and with nothing else."""
+    ignore_signals()
     tasks = _worker().dataset
     assert isinstance(tasks, Tasks)
     threading.Thread(target=_end_with, args=(tasks.lifeline,), daemon=True).start()

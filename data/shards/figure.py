@@ -8,13 +8,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullFormatter
 
 from data.sample import DataError
+from data.shards.page import render
 from data.shards.stats import NAMES, NUMBERS, Stats, short
 
 BLUE, PALE, SAND = "#4477aa", "#bbd2ec", "#ddaa33"  # told apart by everybody (Paul Tol)
@@ -35,19 +35,12 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
 }
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 90rem; padding: 1rem; color: #1b1b1b }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere } .scroll { overflow-x: auto } img { max-width: 100% }
+STYLES = """.scroll { overflow-x: auto } img { max-width: 100% }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
 th:first-child, td:first-child { text-align: left } .names td { text-align: left; overflow-wrap: anywhere }
 tr { border-top: 1px solid #ddd }
-</style></head><body>
-<h1>{{ title }}</h1>
-<img alt="The distributions of the tables below" src="data:image/png;base64,{{ figure }}">
+"""
+BODY = """<img alt="The distributions of the tables below" src="data:image/png;base64,{{ figure }}">
 <div class="scroll"><table><thead><tr><th><th>smallest<th>median<th>mean<th>99 %<th>largest</tr></thead><tbody>
 {% for row in rows %}<tr>{% for part in row %}<td>{{ part }}{% endfor %}</tr>
 {% endfor %}</tbody></table>
@@ -55,7 +48,6 @@ tr { border-top: 1px solid #ddd }
 {% endfor %}</tbody></table></div>
 {% if faults %}<h2>{{ faults|length }} samples that cannot be read</h2><ul>
 {% for fault in faults[:100] %}<li>{{ fault }}</li>{% endfor %}</ul>{% endif %}
-</body></html>
 """
 
 
@@ -68,10 +60,9 @@ def write(path: Path, stats: Stats, title: str) -> None:
     if path.suffix == ".png":
         path.write_bytes(drawn)
         return
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     figure = base64.b64encode(drawn).decode()
     tables = {"rows": stats.rows(), "shares": stats.shares(), "faults": stats.faults}
-    path.write_text(page.render(title=title, figure=figure, **tables), encoding="utf-8")
+    path.write_text(render(STYLES, BODY, title=title, figure=figure, **tables), encoding="utf-8")
 
 
 def _figure(stats: Stats, title: str) -> bytes:

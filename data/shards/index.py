@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from data.failures import MissingError
 from data.sample import DataError
 from data.source import Source, join, public
 from data.tar import BLOCK
@@ -47,13 +48,13 @@ def load_index(folder: str, source: Source) -> list[Shard]:
     """The shards of a set; DataError when there is no usable index. The shards themselves are not looked at."""
     path = join(folder, INDEX)
     shown, where = public(folder), public(path)
-    if not source.exists(path):
+    try:
+        shards = SHARDS.validate_json(source.read(path))
+    except MissingError:
         raise DataError(
             f"{shown}: no shard set (no {INDEX}); check data.train in the config, write the set, or index the tars "
             f"that are there with `python -m data.shards index {shown}`"
-        )
-    try:
-        shards = SHARDS.validate_json(source.read(path))
+        ) from None
     except ValidationError as error:
         raise DataError(f"{where}: not an index of shards ({brief(error)}); index the set again") from error
     if not shards:
@@ -68,9 +69,10 @@ def read_offsets(folder: str, shard: Shard, source: Source) -> np.ndarray:
     """Where the samples of a shard begin, and where the last one ends: [samples + 1], bytes, rising."""
     path = join(folder, shard.shard + OFFSETS)
     shown, where = public(folder), public(path)
-    if not source.exists(path):
-        raise DataError(f"{where}: missing; write it with `python -m data.shards index {shown}`")
-    content = source.read(path)
+    try:
+        content = source.read(path)
+    except MissingError:
+        raise DataError(f"{where}: missing; write it with `python -m data.shards index {shown}`") from None
     offsets = np.frombuffer(content, OFFSET) if len(content) % OFFSET.itemsize == 0 else np.zeros(0, OFFSET)
     if len(offsets) != shard.samples + 1 or (offsets[:-1] >= offsets[1:]).any() or offsets[-1] > FARTHEST:
         raise DataError(

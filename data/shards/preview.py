@@ -1,7 +1,4 @@
-"""Samples to be looked at by a person: a contact sheet as one PNG, or a page that needs nothing besides itself.
-
-Keys, texts and pictures come from anywhere: in the page all of them are escaped, and it may load and run nothing.
-"""
+"""Samples to be looked at by a person: a contact sheet as one PNG, or a page."""
 
 import base64
 import io
@@ -9,32 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from data.pictures import pictures
 from data.sample import DataError, Text
 from data.shards.items import read, some
+from data.shards.page import render
 from data.sheet import cell, write_cells
 from data.source import Source
 
 SIDE = 320  # pixels of a thumbnail
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 80rem; padding: 1rem; color: #1b1b1b }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem }
+STYLES = """.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem }
 .sample { border: 1px solid #ccc; border-radius: .3rem; padding: .7rem; overflow-wrap: anywhere }
 .sample img { max-width: 100%; border: 1px solid #ddd; margin: 0 .2rem .2rem 0; vertical-align: top }
 .small { image-rendering: pixelated } p, ol { margin: .3rem 0; white-space: pre-wrap } small { color: #555 }
 ol { list-style: upper-alpha; padding-left: 1.6rem } .answer { color: #a01010; font-weight: 600 }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p>{{ samples|length }} of {{ "{:,}".format(total) }} samples</p>
+"""
+BODY = """<p>{{ samples|length }} of {{ "{:,}".format(total) }} samples</p>
 <div class="samples">
 {% for one in samples %}{% set text = one.text %}<div class="sample"><small>{{ one.key }}</small>
 <div>{% for picture in one.pictures %}<img src="{{ picture.address }}" width="{{ picture.width }}"
@@ -44,7 +33,7 @@ ol { list-style: upper-alpha; padding-left: 1.6rem } .answer { color: #a01010; f
 {% if text.choices %}<ol>{% for choice in text.choices %}<li>{{ choice }}</li>{% endfor %}</ol>{% endif %}
 <p class="answer">{{ text.answer }}</p>
 {% if text.rationale %}<p>{{ text.rationale }}</p>{% endif %}<small>{{ text.task }}, {{ text.source }}</small></div>
-{% endfor %}</div></body></html>
+{% endfor %}</div>
 """
 
 
@@ -88,8 +77,7 @@ def preview(folder: str, out: Path, source: Source, count: int, seed: int | None
     if out.suffix == ".png":
         write_cells(out, [sheet])
     else:
-        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-        out.write_text(page.render(title=folder, total=total, samples=shown), encoding="utf-8")
+        out.write_text(render(STYLES, BODY, title=folder, total=total, samples=shown), encoding="utf-8")
 
 
 def _thumbnail(picture: Image.Image) -> Thumbnail:

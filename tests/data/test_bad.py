@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.bad import FEW, BadConfig, Quarantine, read
+from data.bad import FEW, BadConfig, Kind, LeftOut, Quarantine, read
 from data.pack import Packs
 from data.pipeline import packs_of
 from data.processor import Encoded
@@ -21,11 +21,12 @@ from tests.data.damage import sample as members
 LAX = BadConfig(share=1, in_a_row=10**6)
 
 
-def bad(quarantine: Quarantine, sample: int, kind: str = "bad", epoch: int = 0) -> None:
-    quarantine.leave_out(kind, "a.tar", sample, f"k{sample}", epoch, f"a.tar: k{sample}: no picture; mend it")
+def bad(quarantine: Quarantine, sample: int, kind: Kind = "bad", epoch: int = 0) -> None:
+    reason = f"a.tar: k{sample}: no picture; mend it"
+    quarantine.leave_out(LeftOut(kind, "a.tar", sample, f"k{sample}", epoch, reason))
 
 
-def refusal(quarantine: Quarantine, sample: int, kind: str = "bad") -> str:
+def refusal(quarantine: Quarantine, sample: int, kind: Kind = "bad") -> str:
     with pytest.raises(DataError) as caught:
         bad(quarantine, sample, kind)
     text = str(caught.value)
@@ -35,7 +36,7 @@ def refusal(quarantine: Quarantine, sample: int, kind: str = "bad") -> str:
 
 @pytest.mark.parametrize("most", [1, 2, 7])
 @pytest.mark.parametrize("kind", ["bad", "too large"])
-def test_so_many_in_a_row_end_the_run(tmp_path: Path, kind: str, most: int) -> None:
+def test_so_many_in_a_row_end_the_run(tmp_path: Path, kind: Kind, most: int) -> None:
     limits = {"in_a_row" if kind == "bad" else "too_large": most}
     path = tmp_path / "bad.jsonl"
     quarantine = Quarantine(BadConfig(share=1, **limits), path)
@@ -170,7 +171,7 @@ def test_a_damaged_file_is_gone_on_with(tmp_path: Path, noise: bytes) -> None:
 
 def test_names_of_any_language_and_of_many_lines_are_one_line(tmp_path: Path) -> None:
     quarantine = Quarantine(LAX, tmp_path / "bad.jsonl")
-    quarantine.leave_out("bad", "größe\u2028.tar", 1, None, 0, "a\nb \ud800 \x1b")
+    quarantine.leave_out(LeftOut("bad", "größe\u2028.tar", 1, None, 0, "a\nb \ud800 \x1b"))
     (line,) = (tmp_path / "bad.jsonl").read_bytes().splitlines()
     assert line.isascii() and json.loads(line)["key"] is None
     assert read(tmp_path / "bad.jsonl")[0]["shard"] == "größe\u2028.tar"

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +13,16 @@ import pytest
 from PIL import Image
 
 from data import puzzles, shards
-from data.sample import DataError, Sample, Text
+from data.sample import Sample, Text
 from data.shards import WriteOptions
 from data.shards.foreign import index
 from data.shards.index import read_offsets
 from data.source import Source
+from tests.refusal import refusal
 
 SOURCE = Source()
 Members = list[tuple[str, bytes]]
 GOOD = {"question": "How many?", "answer": "3", "task": "t", "source": "s"}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The text of the DataError that an action ends in, which is one line."""
-    with pytest.raises(DataError) as caught:
-        action()
-    text = str(caught.value)
-    assert text and "\n" not in text
-    return text
 
 
 def picture(size: int = 16, kind: str = "PNG") -> bytes:

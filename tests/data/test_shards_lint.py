@@ -12,7 +12,8 @@ from data.sample import Sample, Text
 from data.shards import WriteOptions
 from data.shards.lint import Budget, lint
 from data.shards.tokens import tokens
-from tests.data.test_shards import GOOD, SOURCE, cli, indexed, pack, picture, refusal, text_file
+from tests.data.test_shards import GOOD, SOURCE, cli, indexed, pack, picture, text_file
+from tests.refusal import refusal
 
 HUGE = picture(64, "BMP")
 PICTURES = {

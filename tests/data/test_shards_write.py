@@ -25,7 +25,8 @@ from data.shards import WriteOptions
 from data.shards.keys import RECENT, Keys
 from data.shards.shuffle import Shuffled, read_packed
 from data.source import Source
-from tests.data.test_shards import GOOD, cli, picture, refusal
+from tests.data.test_shards import GOOD, cli, picture
+from tests.refusal import refusal
 
 ROOT = Path(__file__).parents[2]
 PICTURES = [picture(size) for size in range(8, 40)]

@@ -57,7 +57,7 @@ def test_whole_tars_are_read_as_by_tarfile(drawn: list, form: int, shared: str) 
 @given(st.binary(max_size=3 * BLOCK))
 @settings(max_examples=100, deadline=None)
 def test_noise_is_refused(content: bytes) -> None:
-    refused(content)
+    assert_read_or_refused(content)
 
 
 NUMBERS = st.binary(max_size=12) | st.integers(0, 8**11 - 1).map(lambda n: b"%o" % n)
@@ -75,10 +75,10 @@ CONTENTS = st.binary(max_size=30) | st.lists(LINES).map(b"".join)
 @settings(max_examples=200, deadline=None)
 def test_headers_that_say_anything_are_read_or_refused(blocks: list[bytes]) -> None:
     """All of the right checksum."""
-    refused(b"".join(blocks))
+    assert_read_or_refused(b"".join(blocks))
 
 
-def refused(content: bytes) -> None:
+def assert_read_or_refused(content: bytes) -> None:
     """DataError at most, and samples without gaps."""
     try:
         total = sum(len(file) for _, file in tar.files(content))

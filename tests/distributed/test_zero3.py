@@ -32,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(folder: Path, tiny_backbone: Path) -> Path:
-    """45 million parameters in bf16, in several files."""
+    """87 million parameters in bf16, in several files."""
     path = Path(shutil.copytree(tiny_backbone, folder / "wide", ignore=shutil.ignore_patterns("*.safetensors")))
-    shape = tiny.config(len(AutoTokenizer.from_pretrained(path)), width=768, layers=6)
+    shape = tiny.config(len(AutoTokenizer.from_pretrained(path)), width=768, layers=12)
     Qwen2_5VL.model_class._from_config(shape, dtype=torch.bfloat16).save_pretrained(path, max_shard_size="20MB")
     return path
 

@@ -2,14 +2,14 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from data.convert.row import Row, load
-from data.sample import DataError, Sample
+from data.sample import Sample
+from tests.refusal import refusal
 
 
 def picture(shade: int = 0, kind: str = "PNG") -> bytes:
@@ -50,13 +50,4 @@ def fault(rows: Iterable[Row]) -> str:
     (row,) = rows
     text = refusal(lambda: load(row))
     assert text.startswith(f"{row.place}: ") and row.place
-    return text
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The text of the DataError that an action ends in, which is one line."""
-    with pytest.raises(DataError) as caught:
-        action()
-    text = str(caught.value)
-    assert text and "\n" not in text
     return text

@@ -10,7 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from data.convert.parquet import Columns, add_arguments, load, of_arguments, read_mapping, rows
-from tests.data.convert.support import fault, folder_of, one, picture, refusal
+from tests.data.convert.support import fault, folder_of, one, picture
+from tests.refusal import refusal
 
 
 def table(path: Path, *records: dict[str, Any], **options: Any) -> Path:

@@ -9,7 +9,8 @@ import pytest
 from data.convert import records as module
 from data.convert.records import records
 from data.sample import DataError
-from tests.data.convert.support import lines, refusal
+from tests.data.convert.support import lines
+from tests.refusal import refusal
 
 RANDOM = random.Random(0)
 TEXTS = ['é"\\\U0001f600 ]},{[' * RANDOM.randrange(9) for _ in range(200)]

@@ -8,7 +8,8 @@ import pytest
 
 from data.convert.row import Row, build, load, make
 from data.sample import DataError, Sample, Text
-from tests.data.convert.support import folder_of, picture, refusal
+from tests.data.convert.support import folder_of, picture
+from tests.refusal import refusal
 
 ROW = Row(key="k-0", place="x.json: row 1", question="What?", answer="3", task="t", source="s")
 

@@ -9,7 +9,8 @@ from pyarrow import parquet
 
 from data.convert import cogcom, monet, refocus, visual_cot, zebra_cot
 from data.convert.row import load
-from tests.data.convert.support import array, fault, folder_of, lines, one, picture, refusal
+from tests.data.convert.support import array, fault, folder_of, lines, one, picture
+from tests.refusal import refusal
 
 REQUEST = " Please provide the bounding box coordinate of the region that can help you answer the question better."
 TURNS = [

@@ -3,7 +3,7 @@
 import pytest
 
 from data.convert.text import letter_of, split_boxed, split_choices, split_reply, unlabelled
-from tests.data.convert.support import refusal
+from tests.refusal import refusal
 
 REPLIES = {
     "A dog.": ("A dog.", None),

@@ -8,7 +8,8 @@ import pytest
 
 from data.convert import vlmevalkit
 from data.convert.vlmevalkit import load, rows
-from tests.data.convert.support import fault, folder_of, one, picture, refusal
+from tests.data.convert.support import fault, folder_of, one, picture
+from tests.refusal import refusal
 
 
 def encoded(shade: int) -> str:
