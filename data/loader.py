@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -25,8 +24,8 @@ from data.sample import DataError
 from data.source import Source, is_remote
 from data.stream import Stream
 from data.threads import Threads
-from data.transport import pack, unpack
-from data.worker import Tasks, Work, alive, end, init_worker, kill
+from data.transport import Channel
+from data.worker import Tasks, Work, alive, end, init_worker, keep_memory, kill, pack
 
 GROUP = 4  # samples that are read together
 MOST = 32  # samples that a worker is handed together at most, and not more groups than reach so many bytes:
@@ -53,9 +52,10 @@ class Loader(Generic[T]):
         self._failure: Exception | None = None  # of the reading: raised when the draws before it were handed out
         self._marks = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_()  # pid; draw in work, from 1
         self._done = 0  # draws that came back from workers since these were started
-        self._lifeline: Connection | None = None  # workers end when it is closed, also by the end of this process
+        self._channels: list[Channel] = []  # from workers, which end with theirs, also by the end of this process
         self._fallen = 0  # workers that died
         self._deaths: Counter[tuple[int, int, int]] = Counter()  # by set, shard and sample
+        keep_memory()
         weakref.finalize(self, _abandon, self._marks, stream.source)  # also at the interpreter's exit
 
     def __iter__(self) -> "Loader[T]":
@@ -83,7 +83,8 @@ class Loader(Generic[T]):
         """End the workers. The loader can go on afterwards."""
         if self.workers and self._results is not None:
             end(self._results, self._marks)
-        self._results = self._failure = self._lifeline = None
+        self._results = self._failure = None
+        self._channels = []
         self._ready.clear()
         self._underway.clear()
 
@@ -107,7 +108,8 @@ class Loader(Generic[T]):
         if self._results is None:
             self._start()
         try:
-            results = unpack(next(self._results))  # type: ignore[arg-type]
+            number, packed = next(self._results)  # type: ignore[arg-type]
+            results = self._channels[number].unpack(packed)
         except StopIteration:
             assert self._failure is not None, "a stream has no end"
             raise self._failure from None
@@ -124,10 +126,10 @@ class Loader(Generic[T]):
         self._marks.zero_()
         lost = {place for place, deaths in self._deaths.items() if deaths > 1}
         multiprocessing.set_forkserver_preload(["data.forkserver"])
-        lifeline, self._lifeline = multiprocessing.Pipe(duplex=False)
+        self._channels = [Channel() for _ in range(self.workers)]
         # A server is forked from and no rank, which has threads and perhaps a GPU.
         loader = DataLoader(
-            Tasks(self.work, self._marks, lifeline),
+            Tasks(self.work, self._marks, self._channels),
             batch_sampler=self._tasks(lost),
             num_workers=self.workers,
             prefetch_factor=TASKS,
@@ -181,7 +183,7 @@ class Loader(Generic[T]):
                 self._deaths[ref.place] += 1
                 place = f"at {raw.place}"
             if self._fallen > DEATHS:
-                mend = "see the system's log for memory or a full /dev/shm, lower data.workers"
+                mend = "see the system's log for memory, lower data.workers"
                 raise DataError(f"workers died {self._fallen} times, the last {place}; {mend}")
             log.warning("data: a worker died %s; what was underway is done again", place)
         self.stop()

@@ -44,7 +44,7 @@ class DataConfig(BaseModel):
     lanes: int = Field(64, ge=1, description="lanes of a set, at least one per rank; fixed for a run")
     piece: int = Field(64, ge=1, description="samples of a shard that are read together")
     shuffle: int = Field(256, ge=1, description="samples a lane shuffles together")
-    workers: int = Field(2, ge=0, description="processes per rank that decode; 0: the rank's own")
+    workers: int = Field(2, ge=0, le=64, description="processes per rank that decode; 0: the rank's own")
     window: int = Field(64, ge=1, description="encoded samples that wait, for packs to be filled from")
     oversize: Literal["shrink", "drop"] = Field(
         "shrink", description="of a sample above train.tokens: make its images smaller, or leave it out"

@@ -73,7 +73,7 @@ def test_arrays_come_whole(folder: Path, workers: int) -> None:
     kept = results(loader, 2 * SAMPLES)
     for item in kept:
         key = item["key"]
-        assert torch.equal(item["large"], torch.full((300, 7), float(key))) and item["small"].tolist() == [key]
+        assert torch.equal(item["large"], torch.full((300, 70), float(key))) and item["small"].tolist() == [key]
         assert item["none"].shape == (0, 3) and np.array_equal(item["n"], np.arange(key))
         item["large"].add_(1)
         item["small"].add_(1)

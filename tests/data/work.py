@@ -38,7 +38,7 @@ class Arrays(Names):
 
     def __call__(self, raw: Raw) -> Any:  # type: ignore[override]
         key = int(parse(raw.content, raw.shard).key)
-        large = torch.full((300, 7), float(key))
+        large = torch.full((300, 70), float(key))
         return {
             "key": key,
             "large": large,

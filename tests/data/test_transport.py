@@ -1,0 +1,117 @@
+"""Arrays that a worker shares with its rank: both ends in one process. tests/data/test_loader.py has them in two."""
+
+import errno
+import gc
+import os
+import pickle
+import random
+import resource
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data import transport
+from data.transport import LARGE, Channel
+from tests.refusal import refusal
+
+
+class Ends:
+    """A channel, and what its worker makes of it."""
+
+    def __init__(self) -> None:
+        self.rank, self.worker = Channel(), Channel.__new__(Channel)
+        self.worker.__setstate__(self.rank.__getstate__())
+
+    def sent(self, value: Any) -> bytes:
+        return pickle.dumps(self.worker.pack(value))
+
+    def carry(self, value: Any) -> Any:
+        return self.rank.unpack(pickle.loads(self.sent(value)))
+
+
+def value_of(number: int, sizes: list[int]) -> dict[str, Any]:
+    tensors = [torch.full((size,), number % 251, dtype=torch.uint8) for size in sizes]
+    return {"number": number, "tensors": tensors, "array": np.full((3, LARGE // 4), number, np.int32)}
+
+
+def right(value: dict[str, Any], sizes: list[int]) -> bool:
+    tensors = [tensor.shape == (size,) and bool((tensor == value["number"] % 251).all())
+               for tensor, size in zip(value["tensors"], sizes, strict=True)]  # fmt: skip
+    return all(tensors) and bool((value["array"] == value["number"]).all()) and value["array"].flags.writeable
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_held_is_never_written_over(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Held in parts and for different times, of many sizes, with fewer pieces than are needed and some too large."""
+    monkeypatch.setattr(transport, "PIECES", 6)
+    monkeypatch.setattr(transport, "KEPT", 20 * LARGE)
+    draw, ends = random.Random(seed), Ends()
+    held: list[tuple[dict[str, Any], list[int]]] = []
+    for number in range(400):
+        sizes = [
+            draw.choice([0, 5, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE, 9 * LARGE]) for _ in range(draw.randint(0, 3))
+        ]
+        held.append((ends.carry(value_of(number, sizes)), sizes))
+        if draw.random() < 0.3:
+            value, _ = held[draw.randrange(len(held))]
+            value["tensors"] = [tensor[:] for tensor in value["tensors"]]  # views hold it as well
+        while len(held) > draw.randint(0, 12):
+            held.pop(draw.randrange(len(held)))
+        assert all(right(value, sizes) for value, sizes in held)
+    assert len(ends.worker._pieces) == 6
+
+
+def test_memory_is_used_again() -> None:
+    ends = Ends()
+    for number in range(50):
+        value = ends.carry(value_of(number, [LARGE * 2]))
+        assert right(value, [LARGE * 2])
+        before = len(os.listdir("/proc/self/fd"))
+    assert len(ends.worker._pieces) == 2 and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_is_left_when_both_ends_are_gone() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    ends = Ends()
+    value = ends.carry(value_of(1, [LARGE]))
+    ends.sent(value_of(2, [LARGE]))  # never read
+    for number, _ in ends.worker._pieces:
+        os.close(number)  # as the end of its process does
+    del ends
+    gc.collect()
+    assert right(value, [LARGE])
+    del value
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # torch keeps one for its shared tensors
+
+
+def test_small_values_need_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(transport, "_memory")
+    assert Ends().carry(["text", np.arange(9), torch.ones(3)])[0] == "text"
+
+
+def test_no_memory_is_told_to_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the queue's thread the error would be lost."""
+
+    def full(size: int) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(transport, "_memory", full)
+    ends = Ends()
+    wanted = "no memory for a worker's arrays (OSError: [Errno 12] Cannot allocate memory); lower data.workers or"
+    assert refusal(lambda: ends.carry(value_of(1, [LARGE]))).startswith(wanted)
+
+
+def test_no_descriptor_is_told_too() -> None:
+    ends = Ends()
+    sent = ends.sent(value_of(1, [LARGE]))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.dup(0))  # that is free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        text = refusal(lambda: ends.rank.unpack(pickle.loads(sent)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert text == "no file descriptor is left for a worker's arrays; raise `ulimit -n`"
