@@ -133,13 +133,21 @@ class Source:
         try:
             status = os.stat(path)  # a file that was written anew is opened anew
             file = self._opened(path, status.st_dev, status.st_ino, status.st_mtime_ns)
-            if hasattr(os, "posix_fadvise"):
-                stop = min(end, status.st_size)
-                for place in range(start, stop, AHEAD):
-                    os.posix_fadvise(file.number, place, min(AHEAD, stop - place), os.POSIX_FADV_WILLNEED)
+            _fetch_ahead(file.number, start, min(end, status.st_size))
         except OSError as error:
             refuse(path, error)
         return FileSpan(file, start, end)
+
+
+def _fetch_ahead(number: int, start: int, end: int) -> None:
+    """Have the disk read what is not in memory yet. To look at all pages that are takes as long as to copy them."""
+    try:
+        there = all(os.preadv(number, [bytearray(1)], place, os.RWF_NOWAIT) for place in (start, max(start, end - 1)))
+    except OSError:  # not there, or a file system that cannot tell
+        there = False
+    if not there:
+        for place in range(start, end, AHEAD):
+            os.posix_fadvise(number, place, min(AHEAD, end - place), os.POSIX_FADV_WILLNEED)
 
 
 def is_remote(url: str) -> bool:
