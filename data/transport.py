@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.sample import DataError
 
-LARGE = 2**16  # bytes from which an array goes to shared memory; below, a pipe is faster
+LARGE = 2**12  # bytes from which an array goes to shared memory; below, a pipe is faster
 ALIGNED = 64  # bytes
 PIECES = 64  # of memory that a channel keeps; what does not fit in is used once
 KEPT = 2**26  # bytes of the largest piece that is kept
