@@ -83,6 +83,8 @@ class Loader(Generic[T]):
         """End the workers. The loader can go on afterwards."""
         if self.workers and self._results is not None:
             end(self._results, self._marks)
+        for channel in self._channels:
+            channel.close()
         self._results = self._failure = None
         self._channels = []
         self._ready.clear()

@@ -20,8 +20,8 @@ from data.sample import DataError
 
 LARGE = 2**12  # bytes from which an array goes to shared memory; below, a pipe is faster
 ALIGNED = 64  # bytes
-PIECES = 64  # of memory that a channel keeps; what does not fit in is used once
-KEPT = 2**26  # bytes of the largest piece that is kept
+PIECES = 64  # of memory that a worker keeps, if the rank holds so many at once
+KEPT = 2**31  # bytes of these; what does not fit in is used once
 
 
 class Place(NamedTuple):
@@ -34,20 +34,25 @@ class Place(NamedTuple):
 
 
 class Channel:
-    """From one worker to its rank, which makes it. Ends with either: the other then reads the end of `line`."""
+    """From one worker to its rank, which makes it. When it ends with the rank, the worker reads the end of `line`."""
 
     def __init__(self) -> None:
         self._rank, self.line = socket.socketpair()  # descriptors go from the worker's end, `line`, to the rank's
         self._flags = torch.zeros(PIECES + 1, dtype=torch.uint8).share_memory_()
         self._held = self._flags.numpy()  # of each piece: 1 while it is the rank's, or on its way to it
-        self._pieces: list[tuple[int, int]]  # in the worker: descriptor and bytes
+        self._pieces: list[_Piece]  # in the worker
         self._mapped: dict[int, mmap.mmap] = {}  # in the rank
 
     def __getstate__(self) -> dict[str, Any]:
         return {"line": self.line, "_flags": self._flags}  # the rank's end is nowhere else
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _held=state["_flags"].numpy(), _pieces=[])
+        self.__dict__.update(state, _held=state["_flags"].numpy(), _pieces=[_Piece(0)] * PIECES)
+
+    def close(self) -> None:
+        """In the rank: no more values come. Those that came stay."""
+        self._rank.close()
+        self.line.close()
 
     def pack(self, value: Any) -> tuple[bytes, "_Shared | None"]:
         """In the worker: a value as (pickle, its large arrays), to be pickled once more by a queue."""
@@ -67,7 +72,7 @@ class Channel:
     def unpack(self, packed: tuple[bytes, Place | None]) -> Any:
         """In the rank: the value again. Its arrays lie in shared memory, which is free again when they are gone.
 
-        To be called in the order in which values were packed. DataError where there was no room for them.
+        To be called once for each, in the order in which they were packed. DataError where there was no room for them.
         """
         content, place = packed
         return pickle.loads(content, buffers=self._arrays(place) if place else ())
@@ -76,54 +81,65 @@ class Channel:
         """Put arrays where the rank finds them."""
         ends = np.cumsum([len(content) + -len(content) % ALIGNED for content in large]).tolist()
         bounds = [(start, start + len(content)) for start, content in zip([0, *ends], large, strict=False)]
-        piece, fresh = self._piece(ends[-1])
-        number = self._pieces[piece][0] if piece < PIECES else _memory(ends[-1])
-        try:
-            for (at, _), content in zip(bounds, large, strict=True):
-                while content:  # one call writes 2 GiB at most
-                    written = os.pwrite(number, content, at)
-                    at, content = at + written, content[written:]
-            if fresh:
-                socket.send_fds(self.line, [b"1"], [number])
-        finally:
-            if piece == PIECES:
-                os.close(number)
-        self._held[piece] = 1
-        return Place(piece, fresh, bounds)
+        number, fresh = self._piece(ends[-1])
+        piece = self._pieces[number] if number < PIECES else _Piece(ends[-1])
+        for (at, _), content in zip(bounds, large, strict=True):
+            while content:  # one call writes 2 GiB at most
+                written = os.pwrite(piece.number, content, at)
+                at, content = at + written, content[written:]
+        if fresh:
+            socket.send_fds(self.line, [b"1"], [piece.number])
+        self._held[number] = 1
+        return Place(number, fresh, bounds)
 
     def _piece(self, size: int) -> tuple[int, bool]:
         """(number, whether it is new) of the smallest free piece that is large enough."""
-        free = [n for n in range(len(self._pieces)) if not self._held[n]]
-        if fitting := [n for n in free if self._pieces[n][1] >= size]:
-            return min(fitting, key=lambda n: self._pieces[n][1]), False
-        if size > KEPT or (len(self._pieces) == PIECES and not free):
-            return PIECES, True
-        new = _memory(size), size
-        if len(self._pieces) < PIECES and not free:
-            self._pieces.append(new)
-            return len(self._pieces) - 1, True
-        os.close(self._pieces[free[0]][0])
-        self._pieces[free[0]] = new
-        return free[0], True
+        free = [n for n in range(PIECES) if not self._held[n]]
+        if fitting := [n for n in free if self._pieces[n].size >= size]:
+            return min(fitting, key=lambda n: self._pieces[n].size), False
+        kept = sum(piece.size for piece in self._pieces)
+        for n in free:
+            if kept - self._pieces[n].size + size <= KEPT:
+                self._pieces[n] = _Piece(size)
+                return n, True
+        return PIECES, True
 
     def _arrays(self, place: Place) -> list[memoryview]:
         if place.failure:
-            raise DataError(f"no memory for a worker's arrays ({place.failure}); lower data.workers or data.window")
+            raise DataError(f"a worker's arrays found no room ({place.failure}); lower data.workers or data.window")
         if place.fresh:
-            _, numbers, *_ = socket.recv_fds(self._rank, 1, 1)
-            if not numbers:
-                raise DataError("no file descriptor is left for a worker's arrays; raise `ulimit -n`")
-            self._mapped[place.piece] = mmap.mmap(numbers[0], 0)
-            os.close(numbers[0])
-        whole = np.frombuffer(self._mapped[place.piece], np.uint8)
+            mapped = self._receive()
+            if place.piece < PIECES:
+                self._mapped[place.piece] = mapped
+        else:
+            mapped = self._mapped[place.piece]
+        whole = np.frombuffer(mapped, np.uint8)
         weakref.finalize(whole, self._held.__setitem__, place.piece, 0).atexit = False
         return [whole.data[start:end] for start, end in place.bounds]
 
+    def _receive(self) -> mmap.mmap:
+        _, numbers, *_ = socket.recv_fds(self._rank, 1, 1)
+        try:
+            return mmap.mmap(numbers[0], 0)  # has a descriptor of its own
+        except (IndexError, OSError) as error:
+            raise DataError(f"a worker's arrays cannot be mapped ({error}); raise `ulimit -n`") from error
+        finally:
+            for number in numbers:
+                os.close(number)
 
-def _memory(size: int) -> int:
-    number = os.memfd_create("amvl")
-    os.ftruncate(number, size)
-    return number
+
+class _Piece:
+    """Memory without a name, as a file; none of size 0."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.number = size, -1
+        if size:
+            self.number = os.memfd_create("amvl")
+            os.ftruncate(self.number, size)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
 
 
 class _Shared:
@@ -145,7 +161,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if type(value) is not Tensor:
             return NotImplemented
-        content = value.contiguous().view(-1).view(torch.uint8).numpy()
+        flat = value.contiguous().view(-1)
+        flat = flat.as_strided(flat.shape, (1,))  # a single element may have another stride
+        content = flat.view(torch.uint8).numpy()
         return _tensor, (pickle.PickleBuffer(content.data), value.dtype, tuple(value.shape))
 
 

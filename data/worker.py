@@ -16,7 +16,7 @@ from data.transport import Channel
 
 T_co = TypeVar("T_co", covariant=True)
 PATIENCE = 2.0  # seconds
-KEPT = 31 * 2**20  # bytes; glibc's limit is below 32 MiB
+MAPPED = 31 * 2**20  # bytes; glibc learns from what is below 32 MiB
 
 
 class Work(Protocol[T_co]):
@@ -64,13 +64,13 @@ def ignore_signals() -> None:
 def keep_memory() -> None:
     """Have pictures put where others were, and no new pages mapped for each, which takes a fifth of decoding.
 
-    glibc maps what is larger than the largest piece that was freed so far (mallopt(3), M_MMAP_THRESHOLD).
+    glibc maps what is larger than the largest piece that was mapped and freed so far (mallopt(3), M_MMAP_THRESHOLD).
     """
-    bytearray(KEPT)
+    bytearray(MAPPED)
 
 
 def init_worker(number: int) -> None:
-    """End with the rank, and with nothing else."""
+    """In a new worker: end with the rank, and not by signals that are meant for it."""
     ignore_signals()
     keep_memory()
     tasks = _worker().dataset

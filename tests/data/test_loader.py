@@ -81,6 +81,17 @@ def test_arrays_come_whole(folder: Path, workers: int) -> None:
     loader.close()
 
 
+def test_memory_that_is_used_again_holds_what_came_last(folder: Path) -> None:
+    """Of some results a part is kept, and of most nothing."""
+    loader = loader_of(folder, Arrays(), 2)
+    kept: list[tuple[int, torch.Tensor]] = []
+    for number, (_, item) in enumerate(itertools.islice(loader, 6 * SAMPLES)):
+        kept.append((item["key"], item["large"][number % 300 :]))
+        kept = kept[-9:]
+        assert all(bool((part == float(key)).all()) for key, part in kept)
+    loader.close()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_position_is_what_was_handed_out(folder: Path, workers: int) -> None:
     """Not what was read ahead: restored anywhere, nothing is left out."""

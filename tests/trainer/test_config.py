@@ -58,6 +58,7 @@ def test_extends_merges_depth_by_depth(tmp_path: Path):
         ("latent.slot=4", "nearest valid key is 'latent.slots'"),
         ("train.steps=many", "train.steps: 'many'"),
         ("train.lr=-3", "greater than 0"),
+        ("data.workers=65", "less than or equal to 64"),
         ("train.steps=0", "greater than or equal to 1"),
         ("objective.name=amvi", "amvl"),
         ("model.min_pixels=999999999", "max_pixels"),
