@@ -1,21 +1,12 @@
 """Packs: samples that together fill a token budget, chosen from those waiting, none ever cut."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.bad import LeftOut, Quarantine
 from data.loader import Loader
-from data.prepare import Outcome
+from data.prepare import Outcome, Ready
 from data.processor import Encoded
-
-
-class Waiting(NamedTuple):
-    """An encoded sample that waits for its pack."""
-
-    item: Encoded
-    cost: int  # tokens
-    shrunk: bool
 
 
 class Packs:
@@ -28,14 +19,13 @@ class Packs:
     def __init__(
         self,
         loader: Loader[Outcome],
-        cost: Callable[[Encoded], int],  # tokens
         budget: int,
         window: int,
         quarantine: Quarantine,
     ) -> None:
-        self.loader, self.cost, self.budget, self.window, self.quarantine = loader, cost, budget, window, quarantine
+        self.loader, self.budget, self.window, self.quarantine = loader, budget, window, quarantine
         self.shrunk = 0  # samples handed out with smaller pictures since the start of the run
-        self._waiting: dict[tuple[int, int, int], Waiting] = {}  # by name, the oldest first
+        self._waiting: dict[tuple[int, int, int], Ready] = {}  # by name, the oldest first
         self._primed: list[Encoded] | None = None
         self._primed_state: dict[str, Any] = {}
 
@@ -74,12 +64,12 @@ class Packs:
         while len(self._waiting) < self.window:
             again = bool(self.loader.position.again)  # then it was counted before
             ref, outcome = next(self.loader)
-            if isinstance(outcome.item, LeftOut):
-                self.quarantine.leave_out(outcome.item)
+            if isinstance(outcome, LeftOut):
+                self.quarantine.leave_out(outcome)
                 continue
             if not again:
                 self.quarantine.good()
-            self._waiting[ref.name] = Waiting(outcome.item, self.cost(outcome.item), outcome.shrunk)
+            self._waiting[ref.name] = outcome
 
     def _filling(self, room: int) -> list[tuple[int, int, int]]:
         """Names of the waiting samples whose costs add up to the most that `room` holds; older ones are preferred.

@@ -28,4 +28,4 @@ def packs_of(
     stream = Stream(config, rank, ranks, seed)
     loader = Loader(stream, Prepare(encode, cost, budget, config.oversize, config.limits), config.workers)
     named = Quarantine(config.bad, quarantine / f"rank_{rank}.jsonl" if quarantine else None)
-    return Packs(loader, cost, budget, config.window, named)
+    return Packs(loader, budget, config.window, named)

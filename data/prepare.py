@@ -13,11 +13,15 @@ from data.sample import DataError
 from data.shards.read import parse
 
 
-class Outcome(NamedTuple):
-    """What became of a draw."""
+class Ready(NamedTuple):
+    """An encoded sample that fits the budget."""
 
-    item: Encoded | LeftOut
-    shrunk: bool = False
+    item: Encoded
+    cost: int  # tokens
+    shrunk: bool
+
+
+Outcome = Ready | LeftOut  # of a draw
 
 
 class Prepare:
@@ -51,12 +55,12 @@ class Prepare:
             reason = f"{sample.place}: {cost} tokens, more than the budget of {self.budget}; {mend}"
             return _left_out(raw, "too large", reason)
         # Its pictures are in `pixels` now, and need not be carried on.
-        return Outcome(replace(item, sample=sample.model_copy(update={"images": ()})), shrunk)
+        return Ready(replace(item, sample=sample.model_copy(update={"images": ()})), cost, shrunk)
 
-    def lost(self, raw: Raw, why: str) -> Outcome:
+    def lost(self, raw: Raw, why: str) -> LeftOut:
         """For a sample that no process could work on."""
         return _left_out(raw, "bad", f"{raw.place}: {why}; leave the sample out")
 
 
-def _left_out(raw: Raw, kind: Kind, reason: str) -> Outcome:
-    return Outcome(LeftOut(kind, raw.shard, raw.sample, tar.first_key(raw.content), raw.epoch, reason))
+def _left_out(raw: Raw, kind: Kind, reason: str) -> LeftOut:
+    return LeftOut(kind, raw.shard, raw.sample, tar.first_key(raw.content), raw.epoch, reason)

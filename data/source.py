@@ -32,6 +32,9 @@ class Span:
         """What is between two positions of the shard; shorter where the shard ends early."""
         if not self.start <= start <= end <= self.end:
             raise ValueError(f"bytes {start} to {end} of a span from {self.start} to {self.end}")
+        return self._bytes(start, end)
+
+    def _bytes(self, start: int, end: int) -> bytes:
         return self._content[start - self.start : end - self.start]
 
 
@@ -42,9 +45,7 @@ class FileSpan(Span):
         super().__init__(b"", start, end)
         self._file, self._left_out = file, left_out
 
-    def read(self, start: int, end: int) -> bytes:
-        if not self.start <= start <= end <= self.end:
-            raise ValueError(f"bytes {start} to {end} of a span from {self.start} to {self.end}")
+    def _bytes(self, start: int, end: int) -> bytes:
         number, size, place = self._file.number, end - start, start - self._left_out
         try:
             content = os.pread(number, size, place)

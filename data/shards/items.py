@@ -3,7 +3,6 @@
 A row has the fields of `KEY.json`, `images` (paths) and, if it likes, `key`; without, its number is the key.
 """
 
-import itertools
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from data.convert.records import records
 from data.convert.row import Row
 from data.sample import DataError, Sample, Text
 from data.shards.index import Shard, load_index, read_offsets
-from data.shards.read import AT_ONCE, parse
+from data.shards.read import parse, read_contents
 from data.source import Source, join
 
 
@@ -55,13 +54,8 @@ def _fields(record: dict[str, Any] | DataError) -> dict[str, Any]:
 def pieces(folder: str, source: Source) -> Iterator[Piece]:
     """The samples of a set, not looked into."""
     for shard in load_index(folder, source):
-        path, offsets = join(folder, shard.shard), read_offsets(folder, shard, source).tolist()
-        for first in range(0, shard.samples, AT_ONCE):
-            bounds = offsets[first : first + AT_ONCE + 1]
-            span = source.span(path, bounds[0], bounds[-1])
-            for number, (start, end) in enumerate(itertools.pairwise(bounds), first):
-                content = span.read(start, end)
-                yield Piece(tar.first_key(content) or f"{shard.shard} {number}", content, path)
+        for number, content in enumerate(read_contents(folder, shard, source)):
+            yield _piece(content, folder, shard, number)
 
 
 def read(piece: Piece) -> Sample:
@@ -90,5 +84,9 @@ def _numbered(folder: str, source: Source, shards: list[Shard], numbers: Sequenc
                 number = wanted.popleft() - first
                 start, end = offsets[number : number + 2].tolist()
                 content = source.span(path, start, end).read(start, end)
-                yield Piece(tar.first_key(content) or f"{shard.shard} {number}", content, path)
+                yield _piece(content, folder, shard, number)
         first = last
+
+
+def _piece(content: bytes, folder: str, shard: Shard, number: int) -> Piece:
+    return Piece(tar.first_key(content) or f"{shard.shard} {number}", content, join(folder, shard.shard))

@@ -72,9 +72,16 @@ def read_set(folder: str | PathLike[str], source: Source | None = None) -> Itera
 
 def read_shard(folder: str, shard: Shard, source: Source, limits: Limits = LIMITS) -> Iterator[Sample]:
     """The samples of one shard in order."""
+    path = join(folder, shard.shard)
+    for content in read_contents(folder, shard, source):
+        yield parse(content, path, limits)
+
+
+def read_contents(folder: str, shard: Shard, source: Source) -> Iterator[bytes]:
+    """The samples of one shard in order, not looked into: a run of tar members each."""
     path, offsets = join(folder, shard.shard), read_offsets(folder, shard, source).tolist()
     for first in range(0, shard.samples, AT_ONCE):
         bounds = offsets[first : first + AT_ONCE + 1]
         span = source.span(path, bounds[0], bounds[-1])
         for start, end in itertools.pairwise(bounds):
-            yield parse(span.read(start, end), path, limits)
+            yield span.read(start, end)

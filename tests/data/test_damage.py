@@ -279,7 +279,7 @@ def test_random_damage(tmp_path: Path, small: Path, again: bool, edit: Edits) ->
     wholes = {sample.key: sample for sample in shards.read_set(small)}
     for ref in itertools.islice(stream, stream.lanes[0][0].size):
         raw = reader.later(ref)()
-        item = work(raw).item
+        item = work(raw)
         if isinstance(item, LeftOut):
             assert item.kind == "bad" and item.reason.startswith(f"{tmp_path}/000000.tar: ")
             assert item.reason.isprintable() and len(item.reason) < 1000

@@ -62,7 +62,7 @@ def packs_of(
         return cost(item, RECIPES[recipe], 2)
 
     loader = Loader(Stream(config_of(folder), rank, ranks, seed=5), Prepare(encode, price, budget, oversize), workers=0)
-    return Packs(loader, price, budget, window, Quarantine(BadConfig(too_large=too_large), None))
+    return Packs(loader, budget, window, Quarantine(BadConfig(too_large=too_large), None))
 
 
 def config_of(folder: Path) -> DataConfig:
