@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from data.sample import DataError
+from data.sample import DataError, UserError
 
 
-def refusal(action: Callable[[], object], kind: type[DataError] = DataError) -> str:
+def refusal(action: Callable[[], object], kind: type[UserError] = DataError) -> str:
     """The text of the error of this very kind that an action ends in, which is one line."""
     with pytest.raises(kind) as caught:
         action()

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 from data.pictures import FORMATS, Limits, decode, pictures
 from data.sample import DataError, Sample, Text
+from tests.refusal import refusal
 
 # PIL's warnings are silenced where data.pictures is imported; pytest has its own filters.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -234,11 +235,9 @@ def test_the_first_frame_counts(form: str) -> None:
     assert np.abs(found.astype(int) - RED).max() <= (3 if form == "MPO" else 0)
 
 
-def refusal(content: bytes, limits: Limits | None = None) -> str:
-    with pytest.raises(DataError) as caught:
-        decode(content, "set.tar: k.0", limits or Limits())
-    place, text = str(caught.value).split(": k.0: ")
-    assert place == "set.tar" and "\n" not in text
+def refused(content: bytes, limits: Limits | None = None) -> str:
+    place, text = refusal(lambda: decode(content, "set.tar: k.0", limits or Limits())).split(": k.0: ")
+    assert place == "set.tar"
     return text
 
 
@@ -252,7 +251,7 @@ def test_other_formats_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -
     """Before another program is started, as PIL does for EPS."""
     monkeypatch.setattr(subprocess, "Popen", None)
     known = f", but {case}" if case in ("EPS", "PDF", "SVG or HTML", "PSD") else ""
-    assert refusal(OTHER[case]) == f"{ASKED}{known} ({len(OTHER[case]):,} bytes); write it again as one of these"
+    assert refused(OTHER[case]) == f"{ASKED}{known} ({len(OTHER[case]):,} bytes); write it again as one of these"
 
 
 REFUSED = {
@@ -281,7 +280,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals_say_what_and_why(case: str) -> None:
     content, text = REFUSED[case]
-    assert refusal(content).startswith(text)
+    assert refused(content).startswith(text)
 
 
 def test_limits() -> None:
@@ -297,7 +296,7 @@ def test_limits() -> None:
         pictures(sample(3), fits)
     with pytest.raises(DataError, match=r"^set\.tar: k\.0: 50 x 40 pixels, more than 1,999; shrink it or leave"):
         pictures(sample(1), fits.model_copy(update={"pixels": 1999}))
-    said = refusal(content, fits.model_copy(update={"image_bytes": len(content) - 1}))
+    said = refused(content, fits.model_copy(update={"image_bytes": len(content) - 1}))
     assert said == f"{len(content)} bytes, more than {len(content) - 1}; shrink it or leave the sample out"
 
 
@@ -357,7 +356,7 @@ BOMBS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("case", BOMBS)
 def test_bombs_are_refused(case: str) -> None:
     content, text = BOMBS[case]
-    assert refusal(content).startswith(text)
+    assert refused(content).startswith(text)
 
 
 MEASURE = """

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from data import shards
+from data.failures import MissingError
 from data.loader import Loader
 from data.reader import Raw
 from data.sample import DataError, Sample, Text
@@ -29,6 +31,7 @@ from data.source import Source, SourceConfig, SourceError
 from data.stream import DataConfig, Stream
 from tests.data import faulty_server as faulty
 from tests.data.faulty_server import FaultyServer
+from tests.refusal import refusal
 
 ROOT = Path(__file__).parents[2]
 SAMPLES, LANES = 60, 6  # so that all lanes end an epoch together
@@ -118,12 +121,6 @@ def loader_of(
     return Loader(Stream(config, rank, ranks, seed=3), Digest(), workers)
 
 
-def line_of(error: pytest.ExceptionInfo[BaseException]) -> str:
-    text = str(error.value)
-    assert text and "\n" not in text
-    return text
-
-
 @pytest.fixture(scope="module")
 def digests(folder: Path) -> list[str]:
     """Of all samples, without a loader."""
@@ -199,11 +196,9 @@ def test_a_source_that_is_gone_ends_the_run(
     loader = loader_of(place.folder, workers, SourceConfig(attempts=3, wait=0.01, timeout=5))
     for _ in range(2):  # at the start, and in the middle
         place.server.fail(always=lambda method, path: fault if ".tar" in path else None)
-        with pytest.raises(SourceError) as caught:
-            found += loader
+        text = refusal(partial(found.extend, loader), SourceError)
         place.server.fail()
         found += itertools.islice(loader, 13)
-    text = line_of(caught)
     assert text.startswith(f"{place.folder}/") and "failed 3 times, at last with: " in text
     found += itertools.islice(loader, 10 * SAMPLES - len(found))
     assert found == wanted
@@ -217,22 +212,19 @@ def test_the_index_of_a_remote_set(folder: Path, place: Place) -> None:
     place.server.fail(always=bad_network(5))
     assert load_index(place.folder, Source(PATIENT)) == wanted
     place.server.fail(always=lambda method, path: "404" if "index.json" in path else None)
-    with pytest.raises(DataError) as caught:
-        loader_of(place.folder)
-    assert line_of(caught).startswith(f"{place.folder}: no shard set (no index.json); ")
+    text = refusal(lambda: loader_of(place.folder))
+    assert text.startswith(f"{place.folder}: no shard set (no index.json); ")
     place.server.fail(always="503")
-    with pytest.raises(SourceError) as caught:
-        loader_of(place.folder, source=SourceConfig(attempts=2, wait=0.01))
-    assert line_of(caught).startswith(f"{place.folder}/index.json: failed 2 times, at last with: ")
+    text = refusal(lambda: loader_of(place.folder, source=SourceConfig(attempts=2, wait=0.01)), SourceError)
+    assert text.startswith(f"{place.folder}/index.json: failed 2 times, at last with: ")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_without_its_offsets(place: Place, workers: int) -> None:
     place.server.fail(always=lambda method, path: "404" if "000003.tar.idx" in path else None)
     loader = loader_of(place.folder, workers)
-    with pytest.raises(DataError) as caught:
-        list(itertools.islice(loader, SAMPLES))
-    assert line_of(caught).startswith(f"{place.folder}/000003.tar.idx: missing; write it with ")
+    text = refusal(lambda: list(itertools.islice(loader, SAMPLES)))
+    assert text.startswith(f"{place.folder}/000003.tar.idx: missing; write it with ")
     loader.close()
 
 
@@ -245,11 +237,10 @@ def test_no_message_holds_a_signature(web: Place) -> None:
     raw = next(loader)[1]
     assert raw.shard.startswith(f"{web.folder}/00000") and "TOPSECRET" not in raw.place
     loader.close()
-    for part in ("index.json", ".idx", ".tar"):
-        web.server.fail(always=lambda method, path, part=part: "404" if part in path else None)
-        with pytest.raises(DataError) as caught:
-            next(loader_of(signed))
-        assert "TOPSECRET" not in line_of(caught) and line_of(caught).startswith(web.folder)
+    for part, kind in (("index.json", DataError), (".idx", DataError), (".tar", MissingError)):
+        web.server.fail(always=lambda method, path, part=part: "404" if path.split("?")[0].endswith(part) else None)
+        text = refusal(lambda: next(loader_of(signed)), kind)
+        assert "TOPSECRET" not in text and text.startswith(web.folder)
 
 
 RANK = """

@@ -29,6 +29,7 @@ from data.failures import MissingError
 from data.source import Source, SourceConfig, SourceError, is_remote, join, public
 from tests.data import faulty_server as faulty
 from tests.data.faulty_server import FaultyServer
+from tests.descriptors import open_files
 from tests.refusal import refusal
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -374,29 +375,20 @@ def test_settings() -> None:
             SourceConfig(**wrong)
 
 
-def open_files(folder: Path) -> int:
-    """How many descriptors of this process are files in a folder. Others come and go with what earlier tests left."""
-    found = 0
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            found += Path(os.readlink(f"/proc/self/fd/{number}")).parent == folder
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 def test_few_files_are_held_open(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / str(number)).write_bytes(CONTENT[number : number + 50])
     source = Source()
     spans = [source.span(tmp_path / str(number), 0, 50) for number in range(200)]
-    assert open_files(tmp_path) == 200  # a span keeps its file
+    assert open_files(f"{tmp_path}/") == 200  # a span keeps its file
     assert [span.read(0, 50) for span in spans] == [CONTENT[number : number + 50] for number in range(200)]
     del spans
-    assert open_files(tmp_path) == module.OPEN_FILES
+    assert open_files(f"{tmp_path}/") == module.OPEN_FILES
     spans = [source.span(tmp_path / "199", 0, 50) for _ in range(100)]
-    assert open_files(tmp_path) == module.OPEN_FILES  # one for all spans of a shard
+    assert open_files(f"{tmp_path}/") == module.OPEN_FILES  # one for all spans of a shard
     del spans, source
-    assert open_files(tmp_path) == 0
+    assert open_files(f"{tmp_path}/") == 0
 
 
 def test_a_file_that_is_written_anew(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Arrays that a worker shares with its rank: both ends in one process. tests/data/test_loader.py has them in two."""
 
-import contextlib
 import errno
 import gc
 import os
@@ -15,7 +14,10 @@ import torch
 
 from data import transport
 from data.transport import LARGE, Channel
+from tests.descriptors import open_files
 from tests.refusal import refusal
+
+PIECE = "/memfd:amvl"  # a descriptor's path
 
 
 class Ends:
@@ -41,15 +43,6 @@ def right(value: dict[str, Any], sizes: list[int]) -> bool:
     tensors = [tensor.shape == (size,) and bool((tensor == value["number"] % 251).all())
                for tensor, size in zip(value["tensors"], sizes, strict=True)]  # fmt: skip
     return all(tensors) and bool((value["array"] == value["number"]).all()) and value["array"].flags.writeable
-
-
-def pieces_open() -> int:
-    """Descriptors of shared memory in this process. Those of other kinds come and go with what earlier tests left."""
-    found = 0
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            found += os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:amvl")
-    return found
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -78,21 +71,21 @@ def test_memory_is_used_again() -> None:
     for number in range(50):
         value = ends.carry(value_of(number, [LARGE * 2]))
         assert right(value, [LARGE * 2])
-        opened.append(pieces_open())
+        opened.append(open_files(PIECE))
     assert sum(piece.size > 0 for piece in ends.worker._pieces) == 2 and len(set(opened[2:])) == 1
 
 
 def test_what_is_used_once_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "KEPT", LARGE)
     ends = Ends()
-    before = pieces_open()
+    before = open_files(PIECE)
     for number in range(3):
         assert right(ends.carry(value_of(number, [LARGE * 2])), [LARGE * 2])
-        assert pieces_open() == before
+        assert open_files(PIECE) == before
 
 
 def test_nothing_is_left_when_both_ends_are_gone() -> None:
-    before = pieces_open()
+    before = open_files(PIECE)
     ends = Ends()
     value = ends.carry(value_of(1, [LARGE]))
     ends.sent(value_of(2, [LARGE]))  # never read
@@ -103,7 +96,7 @@ def test_nothing_is_left_when_both_ends_are_gone() -> None:
     assert right(value, [LARGE])
     del value
     gc.collect()
-    assert pieces_open() == before
+    assert open_files(PIECE) == before
 
 
 def test_small_values_need_no_memory() -> None:

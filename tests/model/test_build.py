@@ -14,6 +14,7 @@ from model import fused
 from model.build import ModelConfig, ModelError, load_backbone, load_processor, shape_only
 from model.latent import LatentConfig
 from model.objective import RECIPES
+from tests.refusal import refusal
 
 
 @pytest.fixture
@@ -21,11 +22,9 @@ def folder(tiny_backbone: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
 
 
-def refusal(action: Callable[[ModelConfig], object], folder: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        action(ModelConfig(folder=folder))
-    message = str(caught.value)
-    assert "\n" not in message and str(folder) in message
+def refused(action: Callable[[ModelConfig], object], folder: Path) -> str:
+    message = refusal(lambda: action(ModelConfig(folder=folder)), ModelError)
+    assert str(folder) in message
     return message
 
 
@@ -34,29 +33,29 @@ def change(path: Path, **values: object) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert "no such file" in refusal(load_processor, tmp_path / "none")
+    assert "no such file" in refused(load_processor, tmp_path / "none")
 
 
 def test_another_family(folder: Path) -> None:
     change(folder / "config.json", model_type="llama")
-    assert "the families are qwen2_5_vl" in refusal(load_processor, folder)
+    assert "the families are qwen2_5_vl" in refused(load_processor, folder)
 
 
 def test_a_broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    assert "not JSON" in refusal(load_processor, folder)
+    assert "not JSON" in refused(load_processor, folder)
 
 
 def test_no_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert "no tokenizer" in refusal(load_processor, folder)
+    assert "no tokenizer" in refused(load_processor, folder)
 
 
 def test_no_row_for_the_latent_marks(folder: Path) -> None:
     text = json.loads((folder / "config.json").read_text())["text_config"] | {"vocab_size": 100}
     change(folder / "config.json", text_config=text)
-    assert "100 embedding rows" in refusal(load_processor, folder)
+    assert "100 embedding rows" in refused(load_processor, folder)
 
 
 def test_the_configs_pixel_limits_win_over_the_folders(folder: Path) -> None:

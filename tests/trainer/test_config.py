@@ -5,16 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.refusal import refusal
 from trainer.config import Config, ConfigError, load, valid_keys
 
 QUICKSTART = Path("configs/quickstart.yaml")
 
 
 def fault(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(path, list(overrides))
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refusal(lambda: load(path, list(overrides)), ConfigError)
     assert str(path) in message or overrides[0] in message
     return message
 

@@ -11,6 +11,7 @@ import pytest
 from model.build import architecture_of
 from model.latent_vlm import LatentVLM
 from tests.model.test_architectures import PUBLISHED
+from tests.refusal import refusal
 from trainer import config as configuration
 from trainer.config import Config
 from trainer.plan import TYPICAL, Plan, Shape, describe, dry_run, filled, on, recomputing, refuse, scaling
@@ -91,11 +92,8 @@ def busy(tiny_backbone: Path) -> Plan:
     return Plan(tiny_config(tiny_backbone, **{"train.tokens": 20_000, "train.precision": "bf16"}), shape=SMALL)
 
 
-def refusal(plan: Plan, target: Target) -> str:
-    with pytest.raises(PlanError) as error:
-        refuse(plan, target)
-    message = str(error.value)
-    assert "\n" not in message
+def refused(plan: Plan, target: Target) -> str:
+    message = refusal(lambda: refuse(plan, target), PlanError)
     assert f"do not fit into {gib(target.room)}" in message
     return message
 
@@ -103,7 +101,7 @@ def refusal(plan: Plan, target: Target) -> str:
 def test_too_many_tokens_are_mended_by_recomputing(busy: Plan):
     recomputed = recomputing(busy, "all").memory(8).peak
     assert recomputed < busy.memory(8).peak
-    message = refusal(busy, pretend(8, recomputed))
+    message = refused(busy, pretend(8, recomputed))
     assert message.endswith("; set model.checkpoint_layers=all")
     refuse(recomputing(busy, "all"), pretend(8, recomputed))  # what it says is so
 
@@ -111,7 +109,7 @@ def test_too_many_tokens_are_mended_by_recomputing(busy: Plan):
 def test_too_many_tokens_are_mended_by_fewer(busy: Plan):
     plan = recomputing(busy, "all")
     room = plan.memory(8).peak - plan.memory(8).activations / 3
-    message = refusal(plan, pretend(8, room))
+    message = refused(plan, pretend(8, room))
     budget = int(message.partition("; set train.tokens=")[2])
     assert 0 < budget < 20_000
     train = plan.config.train.model_copy(update={"tokens": budget})
@@ -121,7 +119,7 @@ def test_too_many_tokens_are_mended_by_fewer(busy: Plan):
 def test_a_model_too_large_for_the_gpus_is_mended_by_more():
     config = on(configuration.load(ROOT / "configs/qwen2_5_vl_72b.yaml", []), pretend(8, 0))
     plan = Plan(config)
-    message = refusal(plan, pretend(8, 30 * GIB))  # on 8 not even without the optimizer
+    message = refused(plan, pretend(8, 30 * GIB))  # on 8 not even without the optimizer
     assert "the largest part is optimizer" in message
     more = int(message.partition("; take ")[2].removesuffix(" GPUs"))
     assert plan.memory(more).peak <= 30 * GIB
@@ -131,7 +129,7 @@ def test_a_model_too_large_for_the_gpus_is_mended_by_more():
 def test_an_optimizer_too_large_is_mended_by_offload():
     plan = Plan(on(configuration.load(ROOT / "configs/qwen2_5_vl_72b.yaml", []), pretend(8, 0)))
     room = plan.memory(8, offload=True).peak
-    message = refusal(plan, pretend(8, room))
+    message = refused(plan, pretend(8, room))
     assert message.endswith("; set deepspeed.offload_optimizer=true")
 
 
