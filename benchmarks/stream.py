@@ -18,7 +18,6 @@ import hashlib
 import io
 import itertools
 import multiprocessing
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from benchmarks.peers import AHEAD, WAYS, Done, missing, tars
@@ -159,17 +159,8 @@ def digest(done: Done) -> str:
 
 def peaks() -> tuple[float, float]:
     """The most MB that this process and the largest of its descendants held."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found: list[int] = []
-    own = {os.getpid()}
-    while own:
-        own = {pid for pid, parent in parents.items() if parent in own}
-        found += own
-    return _peak(os.getpid()), max(map(_peak, found), default=0.0)
+    own = psutil.Process()
+    return _peak(own.pid), max((_peak(other.pid) for other in own.children(recursive=True)), default=0.0)
 
 
 def _peak(pid: int) -> float:

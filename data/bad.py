@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data.sample import DataError
 
-FEW = 1000  # draws below which no share is judged
+FEW = 1000  # draws that a share is of at least: early on, one bad sample is a large part of all
 Kind = Literal["bad", "too large"]
 
 

@@ -27,10 +27,10 @@ from data.threads import Threads
 from data.transport import Channel
 from data.worker import Tasks, Work, alive, end, init_worker, keep_memory, kill, pack
 
-GROUP = 4  # samples that are read together
+GROUP = 4  # draws that a thread reads, one after the other
 MOST = 32  # samples that a worker is handed together at most, and not more groups than reach so many bytes:
 ENOUGH = 2**18
-TASKS = 2  # groups that each worker has before it or done
+TASKS = 2  # of what it is handed together that each worker has before it or done
 READERS = 8  # threads
 DEATHS = 20  # of workers, after which the machine is to blame and no sample
 Task = tuple[Ref, Raw]
@@ -49,7 +49,7 @@ class Loader(Generic[T]):
         self._ready: deque[tuple[Ref, T]] = deque()
         self._underway: deque[Task] = deque()
         self._results: Iterator[Any] | None = None
-        self._failure: Exception | None = None  # of the reading: raised when the draws before it were handed out
+        self._failure: Exception | None = None  # of the reading: raised when what workers have before it was handed out
         self._marks = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_()  # pid; draw in work, from 1
         self._done = 0  # draws that came back from workers since these were started
         self._channels: list[Channel] = []  # from workers, which end with theirs, also by the end of this process
@@ -62,7 +62,10 @@ class Loader(Generic[T]):
         return self
 
     def __next__(self) -> tuple[Ref, T]:
-        """The next draw. DataError where the source ends or workers keep dying; a worker's own error as it is."""
+        """The next draw.
+
+        DataError where the source ends or workers keep dying; an error in the work as it is, or as torch tells it.
+        """
         while not self._ready:
             try:
                 self._ready.extend(self._results_of_workers() if self.workers else [self._own_result()])

@@ -39,7 +39,7 @@ class Span:
 
 
 class FileSpan(Span):
-    """A span whose bytes are in a file that has left out the shard's first ones."""
+    """A span whose bytes are in a file: the shard, or one that has left out its first bytes."""
 
     def __init__(self, file: OpenFile, start: int, end: int, left_out: int = 0) -> None:
         super().__init__(b"", start, end)

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullFormatter
 
-from data.sample import DataError
-from data.shards.page import render
+from data.shards.page import check_form, render
 from data.shards.stats import NAMES, NUMBERS, Stats, short
 
 BLUE, PALE, SAND = "#4477aa", "#bbd2ec", "#ddaa33"  # told apart by everybody (Paul Tol)
@@ -53,8 +52,7 @@ BODY = """<img alt="The distributions of the tables below" src="data:image/png;b
 
 def write(path: Path, stats: Stats, title: str) -> None:
     """Draw all panels that have something in them."""
-    if path.suffix not in (".png", ".html"):
-        raise DataError(f"{path}: neither .png nor .html; name one of these")
+    check_form(path)
     with matplotlib.rc_context(STYLE):
         drawn = _figure(stats, title)
     if path.suffix == ".png":

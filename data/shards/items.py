@@ -1,4 +1,4 @@
-"""What the write command makes samples of: the rows of a JSON-lines file, or the samples of a shard set.
+"""What the commands go through: the rows of a JSON-lines file, or the samples of a shard set, whole or some of it.
 
 A row has the fields of `KEY.json`, `images` (paths) and, if it likes, `key`; without, its number is the key.
 """

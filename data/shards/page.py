@@ -3,7 +3,11 @@
 Names, texts and pictures come from anywhere: in it all of them are escaped, and it may load and run nothing.
 """
 
+from pathlib import Path
+
 from jinja2 import Environment, StrictUndefined
+
+from data.sample import DataError
 
 BEFORE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -15,6 +19,12 @@ h1 { font-size: 1.4rem; overflow-wrap: anywhere }
 """
 BETWEEN = "</style></head><body>\n<h1>{{ title }}</h1>\n"
 AFTER = "</body></html>\n"
+
+
+def check_form(path: Path) -> None:
+    """DataError unless a page or a picture is to be written."""
+    if path.suffix not in (".png", ".html"):
+        raise DataError(f"{path}: neither .png nor .html; name one of these")
 
 
 def render(style: str, body: str, **values: object) -> str:

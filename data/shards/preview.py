@@ -11,7 +11,7 @@ from PIL import Image
 from data.pictures import pictures
 from data.sample import DataError, Text
 from data.shards.items import read, some
-from data.shards.page import render
+from data.shards.page import check_form, render
 from data.sheet import cell, write_cells
 from data.source import Source
 
@@ -57,8 +57,7 @@ class Shown(NamedTuple):
 
 def preview(folder: str, out: Path, source: Source, count: int, seed: int | None) -> Iterator[str]:
     """Write the page or the sheet. Yields what is wrong with samples that cannot be shown."""
-    if out.suffix not in (".png", ".html"):
-        raise DataError(f"{out}: neither .png nor .html; name one of these")
+    check_form(out)
     total, pieces = some(folder, source, count, seed)
     shown, sheet = [], []
     for piece in pieces:

@@ -67,14 +67,9 @@ def read_set(folder: str | PathLike[str], source: Source | None = None) -> Itera
     """All samples of a set, shard by shard. DataError at the first that cannot be read."""
     source = source or Source()
     for shard in load_index(fspath(folder), source):
-        yield from read_shard(fspath(folder), shard, source)
-
-
-def read_shard(folder: str, shard: Shard, source: Source, limits: Limits = LIMITS) -> Iterator[Sample]:
-    """The samples of one shard in order."""
-    path = join(folder, shard.shard)
-    for content in read_contents(folder, shard, source):
-        yield parse(content, path, limits)
+        path = join(folder, shard.shard)
+        for content in read_contents(fspath(folder), shard, source):
+            yield parse(content, path)
 
 
 def read_contents(folder: str, shard: Shard, source: Source) -> Iterator[bytes]:

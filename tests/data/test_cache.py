@@ -17,6 +17,7 @@ from data.cache import STALE, Cache
 from data.source import Source, SourceConfig, SourceError
 from tests.data import faulty_server as faulty
 from tests.data.faulty_server import FaultyServer
+from tests.refusal import refusal
 
 CONTENT = random.Random(0).randbytes(100_000)
 
@@ -235,9 +236,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SourceError) as caught:
-        Source(SourceConfig(cache=tmp_path / "file"))
-    assert str(tmp_path / "file") in str(caught.value) and "choose another cache folder" in str(caught.value)
+    text = refusal(lambda: Source(SourceConfig(cache=tmp_path / "file")), SourceError)
+    assert str(tmp_path / "file") in text and "choose another cache folder" in text
 
 
 LIMIT, KEYS = 60_000, 40

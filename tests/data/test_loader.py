@@ -22,6 +22,7 @@ from data.sample import DataError
 from data.stream import DataConfig, Stream
 from data.worker import Work
 from tests.data.work import Arrays, Dies, Fails, Names, Slow, write_numbered
+from tests.processes import gone
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = 50
@@ -42,17 +43,6 @@ def results(loader: Loader, count: int) -> list:
 
 def worker_pids(loader: Loader) -> list[int]:
     return [pid for pid in loader._marks[:, 0].tolist() if pid]
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def gone(pids: list[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(alive, pids))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 
 from data import shards
@@ -26,6 +27,7 @@ from data.shards.keys import RECENT, Keys
 from data.shards.shuffle import Shuffled, read_packed
 from data.source import Source
 from tests.data.test_shards import GOOD, cli, picture
+from tests.processes import gone
 from tests.refusal import refusal
 
 ROOT = Path(__file__).parents[2]
@@ -371,32 +373,11 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     deadline = time.monotonic() + 20
     while not (tmp_path / "a" / "000000.tar.part").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    family = descendants(process.pid)
+    family = [one.pid for one in psutil.Process(process.pid).children(recursive=True)]
     assert len(family) >= 3, mark  # two workers and what starts them
     process.kill()
     process.wait()
-    while any(alive(one) for one in family) and time.monotonic() < deadline + 10:
-        time.sleep(0.05)
-    assert not any(alive(one) for one in family)
-
-
-def descendants(pid: int) -> list[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = [child for child, parent in parents.items() if parent == pid]
-    return [*found, *(below for child in found for below in descendants(child))]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert gone(family, deadline + 10 - time.monotonic())
 
 
 LARGE = """

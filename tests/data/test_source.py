@@ -29,7 +29,7 @@ from data.failures import MissingError
 from data.source import Source, SourceConfig, SourceError, is_remote, join, public
 from tests.data import faulty_server as faulty
 from tests.data.faulty_server import FaultyServer
-from tests.descriptors import open_files
+from tests.processes import open_files
 from tests.refusal import refusal
 
 CONTENT = random.Random(0).randbytes(300_000)

@@ -14,7 +14,7 @@ import torch
 
 from data import transport
 from data.transport import LARGE, Channel
-from tests.descriptors import open_files
+from tests.processes import open_files
 from tests.refusal import refusal
 
 PIECE = "/memfd:amvl"  # a descriptor's path
