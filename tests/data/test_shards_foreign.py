@@ -213,7 +213,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_whatever_is_damaged_the_rest_is_found(whole: bytes, data: st.DataObject) -> None:
     """A few wrong bytes or an early end: no other error than a fault, no gap between samples, nothing made up."""
     content = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 4))):
+    wrong = data.draw(st.integers(1, 4))
+    for _ in range(wrong):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
     found = list(tar.scan(io.BytesIO(content)))
@@ -226,7 +227,9 @@ def test_whatever_is_damaged_the_rest_is_found(whole: bytes, data: st.DataObject
         except DataError as error:
             assert str(error).startswith("a.tar: ") and str(error).isprintable()
         else:
-            assert len(read.images) == 1 or read.key == LONG  # whose name is in a header of its own
+            # The long one's names are in headers of their own, whose content no checksum covers: when one of them is
+            # changed, its text and its picture become two samples, of which the text cannot be told from a whole one.
+            assert len(read.images) == 1 or sum(a != b for a, b in zip(read.key, LONG, strict=True)) <= wrong
 
 
 def test_a_damaged_header_behind_a_long_name_loses_no_picture_silently(tmp_path: Path) -> None:
