@@ -56,7 +56,7 @@ class Loader(Generic[T]):
         self._fallen = 0  # workers that died
         self._deaths: Counter[tuple[int, int, int]] = Counter()  # by set, shard and sample
         keep_memory()
-        weakref.finalize(self, _abandon, self._marks, stream.source)  # also at the interpreter's exit
+        weakref.finalize(self, _abandon, self._marks, self._channels, stream.source)  # also at the interpreter's exit
 
     def __iter__(self) -> "Loader[T]":
         return self
@@ -86,10 +86,8 @@ class Loader(Generic[T]):
         """End the workers. The loader can go on afterwards."""
         if self.workers and self._results is not None:
             end(self._results, self._marks)
-        for channel in self._channels:
-            channel.close()
+        _hang_up(self._channels)
         self._results = self._failure = None
-        self._channels = []
         self._ready.clear()
         self._underway.clear()
 
@@ -131,7 +129,7 @@ class Loader(Generic[T]):
         self._marks.zero_()
         lost = {place for place, deaths in self._deaths.items() if deaths > 1}
         multiprocessing.set_forkserver_preload(["data.forkserver"])
-        self._channels = [Channel() for _ in range(self.workers)]
+        self._channels.extend(Channel() for _ in range(self.workers))
         # A server is forked from and no rank, which has threads and perhaps a GPU.
         loader = DataLoader(
             Tasks(self.work, self._marks, self._channels),
@@ -211,6 +209,13 @@ def _read(group: list[Callable[[], Raw]]) -> list[Raw]:
     return [read() for read in group]
 
 
-def _abandon(marks: Tensor, source: Source) -> None:
+def _abandon(marks: Tensor, channels: list[Channel], source: Source) -> None:
     kill(marks)
+    _hang_up(channels)  # for a worker that has not begun, and left no pid: the interpreter would wait for its end
     source.close()
+
+
+def _hang_up(channels: list[Channel]) -> None:
+    for channel in channels:
+        channel.close()
+    channels.clear()

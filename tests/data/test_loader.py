@@ -192,7 +192,9 @@ if __name__ == "__main__":
     if sys.argv[3] == "draw":
         while True:
             next(loader)
-    if sys.argv[3] == "leave":
+    if sys.argv[3] == "unmarked":  # as workers are that have only just been started
+        loader._marks.zero_()
+    if sys.argv[3] in ("leave", "unmarked"):
         sys.exit(4)
     holders = [loader]  # at the end of the interpreter it is still held, and in a cycle
     holders.append(holders)
@@ -229,6 +231,7 @@ class Rank:
         ("draw", signal.SIGTERM, False, 3),
         ("draw", signal.SIGTERM, True, 3),
         ("leave", None, False, 4),
+        ("unmarked", None, False, 4),
         ("end", None, False, 0),
     ],
 )
