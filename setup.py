@@ -33,6 +33,7 @@ setup(
         "jinja2",
         "mlflow>=3.0",
         "tqdm",
+        "psutil",
         "ninja",  # DeepSpeed builds a small operator for CPU ranks
         "easy-vqa==1.0",  # the quickstart's real images
     ],
@@ -50,7 +51,6 @@ setup(
             "pre-commit",
             "pytest",
             "pytest-timeout",
-            "psutil",
             "ruff",
             "s3fs>=2025.1",
             "types-PyYAML",

@@ -32,7 +32,7 @@ from benchmarks.gpu_models import FAMILY, GPU, TINY, Setting
 from benchmarks.record import RESULTS, Row, emit, row
 from model import fused
 from model.attention import AttentionError, Choice, choose
-from trainer.main import ALONE
+from trainer.run import ALONE
 
 BACK_ENDS: tuple[Choice, ...] = ("flash", "varlen", "sdpa")
 

@@ -135,7 +135,7 @@ def work(arguments: argparse.Namespace) -> None:
     import deepspeed
     import deepspeed.comm as dist
 
-    from trainer.main import ALONE
+    from trainer.run import ALONE
 
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)

@@ -8,6 +8,8 @@ MLflow run, and prints a table.
 
 import argparse
 import json
+import logging
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -109,16 +111,30 @@ def _summarise(run: Path, export: Path, scores: dict, started: float | None, fil
         part.rename(path)
     if "mlflow_run_id" not in summary:
         return
+    uri, run_id = summary["mlflow_uri"], summary["mlflow_run_id"]
+    state = run / "tracking" / "state.json"
+    if run_id is None and state.is_file():  # the server may have come back after the run's end
+        run_id = json.loads(state.read_text())["run_id"]
+    # Where the user has not set them: an evaluation does not wait for minutes for a server that is down.
+    for name, value in {"MAX_RETRIES": "1", "TIMEOUT": "20"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    client, now = MlflowClient(summary["mlflow_uri"]), int(time.time() * 1000)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it would print a traceback of what is told below
     values = {f"eval/{task}/{name}": score[name] for task, score in scores.items() for name in ("accuracy", "blind")}
-    step = int(export.name.removeprefix("step_"))
-    client.log_batch(summary["mlflow_run_id"], metrics=[Metric(k, v, now, step) for k, v in values.items()])
-    for file in [*files, path]:
-        client.log_artifact(summary["mlflow_run_id"], str(file), f"eval/{export.name}")
-    print(f"MLflow: mlflow ui --backend-store-uri {summary['mlflow_uri']}")
+    now, step = int(time.time() * 1000), int(export.name.removeprefix("step_"))
+    try:
+        if run_id is None:
+            raise ConnectionError("nor could it during training")
+        client = MlflowClient(uri)
+        client.log_batch(run_id, metrics=[Metric(k, v, now, step) for k, v in values.items()])
+        for file in [*files, path]:
+            client.log_artifact(run_id, str(file), f"eval/{export.name}")
+        print(f"MLflow: mlflow ui --backend-store-uri {uri}")
+    except Exception as error:  # of MLflow, requests, a database: none is worth the evaluation
+        why = " ".join(str(error).split())
+        print(f"MLflow at {uri} could not be reached ({why}): the scores are in {files[0]}", file=sys.stderr)
 
 
 if __name__ == "__main__":

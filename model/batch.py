@@ -46,7 +46,12 @@ class Batch:
     z_rows: Tensor  # [N * k] round 2
     target_rows: Tensor  # [M] rows of the last round that predict a target
     targets: Tensor  # [M] token ids
-    samples: int
+    names: tuple[str, ...]  # of the samples, with their epochs
+
+    @property
+    def samples(self) -> int:
+        """How many samples they are."""
+        return len(self.names)
 
     @property
     def tokens(self) -> int:
@@ -124,7 +129,7 @@ def collate(
         z_rows=_flat([rows[1 : 1 + k] for rows in second.branch_rows(FIRST)] if second else []),
         target_rows=_target_rows(second or first, latents, k) if answers else blank[:0],
         targets=torch.cat([s.answer for s in samples]) if answers else blank[:0],
-        samples=len(samples),
+        names=tuple(f"{s.sample.place} (epoch {s.sample.epoch})" for s in samples),
     )
 
 

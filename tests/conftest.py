@@ -1,6 +1,6 @@
 """Shared fixtures: a small shard set, a small backbone fitted to it, its processor, and exports of it.
 
-Also the option --gpu: with it the tests marked `gpu` run and no others, without it all others.
+Also the options --gpu and --long: with one, the tests marked so run and no others; without, all others.
 """
 
 import itertools
@@ -38,11 +38,16 @@ from tests.tiny import tiny_config
 torch.set_num_threads(1)
 
 KINDS = ("counting", "correspondence", "jigsaw", "relative_position", "pattern", "maze")
+APART = {
+    "gpu": "needs a CUDA GPU: run `make test-gpu` on one",
+    "long": "takes many minutes: `make test-long` runs it",
+}
 PIXELS = {"min_pixels": 64 * 64, "max_pixels": 256 * 256}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="run the tests that need a CUDA GPU, and no others")
+    parser.addoption("--long", action="store_true", help="run the tests that take many minutes, and no others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,13 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if config.getoption("--gpu"):
-        config.hook.pytest_deselected(items=[item for item in items if item not in marked])
-        items[:] = marked
-        return
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU: run `make test-gpu` on one"))
+    for name, reason in APART.items():
+        marked = [item for item in items if item.get_closest_marker(name)]
+        if config.getoption(f"--{name}"):
+            config.hook.pytest_deselected(items=[item for item in items if item not in marked])
+            items[:] = marked
+            return
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def sums() -> Iterator[Sample]:

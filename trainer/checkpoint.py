@@ -1,26 +1,29 @@
-"""Checkpoints of a run: complete or absent, found without a pointer file.
+"""Checkpoints of a run: complete or absent, found without a pointer file, and checked before they are trusted.
 
-runs/NAME/checkpoints/step_N/   DeepSpeed's shards, stream_R.json per rank, and complete.json, last
+runs/NAME/checkpoints/step_N.part/   while it is written
+runs/NAME/checkpoints/step_N/        complete:
+    *_optim_states.pt, *_model_states.pt   DeepSpeed's, one of each per rank
+    random_R.pt     random states of rank R
+    rank_R.json     of rank R: its stream's state, and the sizes of its files; written after them
+    config.yaml     the run's configuration
+    complete.json   the mark, written last: step, ranks, progress, MLflow run
+    universal/      made when another number of ranks goes on from it (trainer/elastic.py)
 """
 
-import itertools
 import json
 import os
+import random
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed.comm as dist
+import numpy
 import torch
-import yaml
-from deepspeed import DeepSpeedEngine
-
-from data.pack import Packs
-from trainer.config import Config, ConfigError
 
 MARK = "complete.json"
-FREE = ("workers", "bad", "source")  # of data
+PART = ".part"
 
 
 @dataclass
@@ -29,24 +32,23 @@ class Progress:
 
     step: int = 0
     samples: int = 0
+    tokens: int = 0  # through the language model, all rounds
+    skipped: int = 0  # steps whose gradient was not finite, so that they changed nothing
     seconds: float = 0.0  # spent in steps
 
 
-def agreed(run: Path) -> Path | None:
-    """The newest complete checkpoint as rank 0 sees it, so that a slow file system cannot part the ranks."""
-    found = [newest(run) if dist.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(found)
-    return found[0]
-
-
-def newest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
-    complete = [p.parent for p in run.glob(f"checkpoints/step_*/{MARK}")]
-    return max(complete, key=step_of, default=None)
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step}"
 
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def complete(run: Path) -> list[Path]:
+    """The checkpoints of a run folder that bear a mark, the newest first."""
+    found = [mark.parent for mark in run.glob(f"checkpoints/step_*/{MARK}") if mark.parent.suffix != PART]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def facts_of(checkpoint: Path) -> dict[str, Any]:
@@ -55,73 +57,89 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     return facts
 
 
-def save(run: Path, step: int, engine: DeepSpeedEngine, stream: dict[str, Any], facts: dict[str, Any]) -> Path:
-    """Write a checkpoint with the stream's state; every rank must call it.
+def of_rank(checkpoint: Path, rank: int) -> dict[str, Any]:
+    """A rank's stream state and file sizes."""
+    found: dict[str, Any] = json.loads((checkpoint / f"rank_{rank}.json").read_text())
+    return found
 
-    The mark is written when all ranks have theirs on disk.
+
+def fault(checkpoint: Path, rank: int, ranks: int) -> str | None:
+    """What is wrong with the files that this rank is to check, or None. It reads them whole.
+
+    Rank r of n checks the files of the writing ranks r, r + n, ...: their sizes, and the checksums that torch.save
+    leaves in them but torch.load does not look at.
     """
-    folder = run / "checkpoints" / f"step_{step}"
-    if dist.get_rank() == 0 and folder.exists():
-        shutil.rmtree(folder)  # one that was never finished
-    dist.barrier()
-    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    (folder / f"stream_{dist.get_rank()}.json").write_text(json.dumps(stream))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        part = folder / (MARK + ".part")
-        with part.open("w") as file:
-            json.dump(facts | {"step": step, "ranks": dist.get_world_size()}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(folder / MARK)
-    dist.barrier()
-    return folder
+    try:
+        for writer in range(rank, facts_of(checkpoint)["ranks"], ranks):
+            for name, size in of_rank(checkpoint, writer)["files"].items():
+                path = checkpoint / name
+                if path.stat().st_size != size:
+                    return f"{path} has {path.stat().st_size} bytes, not the {size} written"
+                if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
+                    return f"{path} is damaged at {bad}"
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return f"{checkpoint}: {error}"
+    return None
 
 
-def restore_stream(checkpoint: Path, packs: Packs) -> None:
-    """Put the stream back to where the checkpoint was written, by as many ranks."""
-    ranks = facts_of(checkpoint)["ranks"]
-    if ranks != dist.get_world_size():
-        raise ConfigError(
-            f"{checkpoint}: written by {ranks} ranks, not {dist.get_world_size()}; start with {ranks} ranks"
-        )
-    states = [json.loads((checkpoint / f"stream_{rank}.json").read_text()) for rank in range(ranks)]
-    packs.restore(states, dist.get_rank(), dist.get_world_size())
+def write_files(folder: Path, files: dict[str, Any], rank: int, stream: dict[str, Any]) -> None:
+    """Write a rank's files, and what the rank says of them, and wait until all are on the disk."""
+    sizes = {}
+    for name, content in files.items():
+        torch.save(content, folder / name)
+        sizes[name] = sync(folder / name)
+    own = folder / f"rank_{rank}.json"
+    own.write_text(json.dumps({"stream": stream, "files": sizes}))
+    sync(own)
+    sync(folder)
 
 
-def restore_engine(checkpoint: Path, engine: DeepSpeedEngine) -> None:
-    """Put weights, optimizer and schedule back to the checkpoint's."""
-    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if loaded is None:
-        raise ConfigError(f"{checkpoint}: DeepSpeed found nothing to load; delete it to resume from an older one")
+def mark(folder: Path, facts: dict[str, Any]) -> Path:
+    """Make the folder, which all ranks have written, a checkpoint. Returns its name as such."""
+    (folder / MARK).write_text(json.dumps(facts, indent=1))
+    sync(folder / MARK)
+    final = folder.with_name(folder.name.removesuffix(PART))
+    remove(final)  # one of this step that could not be used
+    folder.rename(final)
+    sync(final.parent)
+    return final
 
 
-def refuse_other(config: Config) -> None:
-    """ConfigError when the run folder holds checkpoints of another config."""
-    path = config.run.path / "config.yaml"
-    last = newest(config.run.path)
-    if last is None:
-        if left := [p for p in (config.run.path / "export", config.run.path / "summary.json") if p.exists()]:
-            raise ConfigError(f"{left[0]}: left from an earlier run; name another run.name or delete {config.run.path}")
-        return
-    theirs = path.read_text() if path.is_file() else ""
-    for here, there in itertools.zip_longest(_fixed(config.to_yaml()), _fixed(theirs), fillvalue=""):
-        if here != there:
-            raise ConfigError(
-                f"{path}: {last.name} is of another config ({there.strip()!r} there, {here.strip()!r} here); "
-                f"name another run.name or delete {config.run.path}"
-            )
+def sync(path: Path) -> int:
+    """Have a file or folder on the disk. Returns its size."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
-def _fixed(text: str) -> list[str]:
-    """Lines of a config without what a run may be resumed with another value of: it changes no sample and no step."""
-    values = yaml.safe_load(text) or {}
-    for name in FREE:
-        values.get("data", {}).pop(name, None)
-    return yaml.safe_dump(values, sort_keys=False).splitlines()
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; broken off in the middle, what is left does not pass for one."""
+    (checkpoint / MARK).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def claim(config: Config) -> None:
-    """Write the config into the run folder. Rank 0 only, after `refuse_other`."""
-    config.run.path.mkdir(parents=True, exist_ok=True)
-    (config.run.path / "config.yaml").write_text(config.to_yaml())
+def superfluous(run: Path, last: int, every: int | None) -> list[Path]:
+    """The checkpoints that are neither among the `last` newest nor of a step that `every` divides."""
+    return [one for one in complete(run)[last:] if not every or step_of(one) % every]
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process."""
+    return {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back."""
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

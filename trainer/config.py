@@ -14,9 +14,14 @@ from data.stream import DataConfig
 from model.build import ModelConfig
 from model.latent import LatentConfig
 from model.objective import ObjectiveConfig
+from trainer.health import HealthConfig
+from trainer.redact import redact
 from trainer.schedule import ScheduleConfig
 from trainer.tracking import TrackingConfig
+from trainer.watch import WatchConfig
 from trainer.zero import DeepSpeedConfig
+
+BATCH = "global_batch"  # stands for ranks x train.accumulation where a run goes on
 
 
 class ConfigError(UserError):
@@ -30,6 +35,9 @@ class RunConfig(BaseModel):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="folder of the run below `folder`")
     folder: Path = Field(Path("runs"), description="where runs live")
+    accept: tuple[str, ...] = Field(
+        (), description="keys that may differ from the checkpoint's when the run goes on; global_batch is one more"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of first weights, sample order and noise")
 
     @property
@@ -47,6 +55,12 @@ class TrainConfig(ScheduleConfig):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
     log_every: int = Field(10, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps")
+    save_in_background: bool = Field(
+        True, description="write checkpoints while training goes on, from a copy in the CPU's memory"
+    )
+    keep_last: int = Field(3, ge=1, description="newest checkpoints that are kept")
+    keep_every: int | None = Field(None, ge=1, description="checkpoints of steps it divides are kept for good")
+    record: bool = Field(False, description="write the samples of every step to the run's folder samples/")
     profile: tuple[int, ...] | None = Field(None, description="first and last step of a torch profiler trace, or null")
 
     @field_validator("profile")
@@ -78,6 +92,8 @@ class Config(BaseModel):
     train: TrainConfig
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
+    watch: WatchConfig = WatchConfig()
+    health: HealthConfig = HealthConfig()
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that loads again."""
@@ -96,9 +112,15 @@ def load(path: Path, overrides: list[str]) -> Config:
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from error
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
+    valid = [BATCH, *valid_keys(Config)]
+    for key in config.run.accept:
+        if not any(one == key or one.startswith(f"{key}.") for one in valid):
+            near = difflib.get_close_matches(key, valid, 1, cutoff=0.0)
+            raise ConfigError(f"{path}: run.accept: there is no key {key!r}; the nearest is {near[0]!r}")
+    return config
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -139,7 +161,7 @@ def explain(error: ValidationError) -> str:
         return f"unknown key {key!r}; the nearest valid key is {near[0]!r}"
     if fault["type"] == "missing":
         return f"{key}: missing; set it in the file or as {key}=value"
-    return f"{key}: {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+    return redact(f"{key}: {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}")
 
 
 def valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

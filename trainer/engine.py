@@ -12,9 +12,13 @@ from trainer.config import Config, ConfigError
 from trainer.zero import settings
 
 
-def build(config: Config) -> deepspeed.DeepSpeedEngine:
-    """Load the model under zero.Init and wrap it, with two learning rates and their schedule."""
+def build(config: Config, universal: bool = False) -> deepspeed.DeepSpeedEngine:
+    """Load the model under zero.Init and wrap it, with two learning rates and their schedule.
+
+    `universal`: it is going to load a checkpoint in that form (trainer/elastic.py).
+    """
     values, ranks, node = settings(config), dist.get_world_size(), config.deepspeed.hpz_partition_size
+    values["checkpoint"] = values.get("checkpoint", {}) | {"load_universal": universal}
     if ranks % node:
         raise ConfigError(f"deepspeed.hpz_partition_size: {ranks} ranks cannot be split into groups of {node}")
     # Alive while the weights load: transformers then splits each tensor over the ranks as it reads it.

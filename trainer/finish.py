@@ -24,6 +24,7 @@ def finish(config: Config, progress: Progress, tracker: Tracker, ranks: int) -> 
     """Export and write summary.json, rank 0 only; the evaluator adds its scores to it."""
     checkpoint = config.run.path / "checkpoints" / f"step_{progress.step}"
     exported = export(checkpoint, config.model_dump(mode="json"), export_folder(config))
+    tracker.finish()  # so that a server that is late has told the run's id
     summary = {
         "steps": progress.step,
         "samples": progress.samples,
@@ -38,4 +39,3 @@ def finish(config: Config, progress: Progress, tracker: Tracker, ranks: int) -> 
     part = config.run.path / "summary.json.part"
     part.write_text(json.dumps(summary, indent=1))
     part.rename(config.run.path / "summary.json")
-    tracker.finish()

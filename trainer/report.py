@@ -29,6 +29,10 @@ class Counts(NamedTuple):
     shrunk: float  # samples made smaller since the run's start
     dropped: float  # samples left out since the run's start, as they are too large
     bad: float  # samples left out since the run's start, as they cannot be used
+    # Not of the step, but what ranks have to tell each other, at no further cost: how many of them
+    stop: float = 0.0  # are asked to stop
+    written: float = 0.0  # have written their part of the checkpoint that is on its way
+    unwritten: float = 0.0  # could not
 
 
 class Step(NamedTuple):
@@ -37,8 +41,16 @@ class Step(NamedTuple):
     counts: Counts
     weights: Weights
     parts: list[float]  # global sums in the order of PARTS
+    skipped: bool  # the gradient was not finite, so that nothing was changed
     seconds: float  # on this rank
     waited: float  # of them until the data was there
+
+    @property
+    def loss(self) -> float:
+        """As it is optimised: of the whole step, over all ranks."""
+        sums = dict(zip(PARTS, self.parts, strict=True))
+        kls = self.weights.beta * sums["forward"] + self.weights.gamma * sums["reverse"]
+        return (sums["ntp"] + kls * self.weights.per_nat / self.weights.per_token) / sums["tokens"]
 
 
 class Reporter:
@@ -57,21 +69,26 @@ class Reporter:
             mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs few lines
         )
 
-    def step(self, progress: Progress, engine: DeepSpeedEngine, step: Step) -> None:
-        """Take in one step, and log when it is time to."""
+    def step(self, progress: Progress, engine: DeepSpeedEngine, step: Step, saving: dict[str, float]) -> None:
+        """Take in one step, and log when it is time to; `saving` has the seconds that the last checkpoint took."""
         if not self.tracker:
             return
         self.steps.append(step)
         self.bar.update()
         if progress.step % self.config.train.log_every == 0 or progress.step == 1:
-            metrics = self.losses(engine) | self.speeds() | {"progress/samples": progress.samples}
-            self.tracker.metrics(metrics, progress.step)
+            metrics = self.losses(engine) | self.speeds()
+            metrics |= {f"progress/{name}": getattr(progress, name) for name in ("samples", "tokens", "skipped")}
+            metrics |= {f"checkpoint/{name}_seconds": value for name, value in saving.items()}
+            self.tracker.metrics(
+                {name: value for name, value in metrics.items() if math.isfinite(value)}, progress.step
+            )
             self.bar.set_postfix_str(postfix(metrics), refresh=False)
             self.steps.clear()
 
     def losses(self, engine: DeepSpeedEngine) -> dict[str, float]:
         """Means over the steps taken in; nats are per sample, losses as they are optimised."""
-        sums = {part: sum(step.parts[i] for step in self.steps) for i, part in enumerate(PARTS)}
+        steps = [step for step in self.steps if not step.skipped] or self.steps
+        sums = {part: sum(step.parts[i] for step in steps) for i, part in enumerate(PARTS)}
         weights = self.steps[-1].weights
         tokens, samples = sums["tokens"], sums["samples"]
         latent = self.config.latent
@@ -120,6 +137,11 @@ class Reporter:
     def facts(self, progress: Progress) -> dict[str, Any]:
         """What a checkpoint's completion mark says of the run."""
         return {"progress": vars(progress), "mlflow_run_id": self.tracker.run_id if self.tracker else None}
+
+    def say(self, message: str | None) -> None:
+        """A line that stands above the progress bar, if there is anything to say."""
+        if self.tracker and message:
+            self.bar.write(message)
 
     def close(self, status: str | None = None) -> None:
         """End the bar and, with a status of MLflow's, the MLflow run."""

@@ -4,8 +4,10 @@ deepspeed --num_gpus 2 --module tests.distributed.ranks OUT.json SHARDS BACKBONE
 """
 
 import argparse
+import functools
 import itertools
 import json
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from data.processor import Encoded
 from data.shards import read_set
 from model.build import load_backbone, load_processor, markers_of
 from model.export import export
-from model.latent_vlm import PARTS
-from trainer import checkpoint, config, loop
+from trainer import checkpoint, config, loop, resume
 from trainer.checkpoint import Progress
 from trainer.engine import build
 from trainer.report import Step
+from trainer.signals import Stop
+from trainer.watch import Watch, WatchConfig
 from trainer.zero import settings as zero_settings
 
 STEPS, BATCH = 20, 12
@@ -48,10 +51,10 @@ class Fixed:
         return items[self.mine[piece] :: self.pieces]
 
     def state(self) -> dict[str, Any]:
-        return {"at": self.at, "counts": {"shrunk": 0, "dropped": 0, "bad": 0}}
+        return {"batch": self.at // len(self.mine), "counts": {"shrunk": 0, "dropped": 0, "bad": 0}}
 
     def restore(self, states: list[dict[str, Any]], rank: int, ranks: int) -> None:
-        self.at = states[rank]["at"]
+        self.at = states[0]["batch"] * len(self.mine)
 
     def close(self) -> None:
         pass
@@ -62,17 +65,24 @@ class Losses:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.losses: list[float] = []
+        self.said: list[str] = []
         self.stop_after = stop_after
 
-    def step(self, progress: Progress, engine: deepspeed.DeepSpeedEngine, step: Step) -> None:
-        sums = dict(zip(PARTS, step.parts, strict=True))
-        kls = step.weights.beta * sums["forward"] + step.weights.gamma * sums["reverse"]
-        self.losses.append((sums["ntp"] + kls) / sums["tokens"])
+    def step(self, progress: Progress, engine: deepspeed.DeepSpeedEngine, step: Step, saving: dict[str, float]) -> None:
+        self.losses.append(step.loss)
         if progress.step == self.stop_after:
             raise KeyboardInterrupt
 
+    def say(self, message: str | None) -> None:
+        self.said += [message] if message else []
+
     def facts(self, progress: Progress) -> dict[str, Any]:
         return {"progress": vars(progress)}
+
+
+@functools.cache
+def guards() -> tuple[Stop, Watch]:
+    return Stop(), Watch(WatchConfig(), Path(tempfile.gettempdir()) / "stacks", dist.get_rank(), dist.get_world_size())
 
 
 def settings(arguments: argparse.Namespace, name: str, **changes: Any) -> config.Config:
@@ -96,14 +106,23 @@ def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, sto
     ranks, rank = dist.get_world_size(), dist.get_rank()
     pieces = ranks * accumulation
     packs = Fixed(samples, pieces, [rank + ranks * i for i in range(accumulation)])
-    engine, progress, losses = build(cfg), Progress(), Losses(stop_after)
-    last = checkpoint.newest(cfg.run.path)
+    progress, losses, last = Progress(), Losses(stop_after), resume.newest(cfg.run.path)
+    resume.prepare(last)
+    engine = build(cfg, universal=resume.other_ranks(last))
     if last:
-        checkpoint.restore_stream(last, packs)
-        checkpoint.restore_engine(last, engine)
+        resume.restore_stream(last, packs)
+        resume.restore_engine(last, engine)
         progress = Progress(**checkpoint.facts_of(last)["progress"])
     try:
-        loop.train(cfg, engine, packs, markers_of(load_processor(cfg.model)), progress, losses)
+        loop.train(
+            cfg,
+            engine,
+            packs,
+            markers_of(load_processor(cfg.model)),
+            progress,
+            losses,
+            *guards(),
+        )
     except KeyboardInterrupt:
         assert stop_after
     return engine, losses.losses
@@ -149,7 +168,7 @@ def main() -> None:
     results["load"] = load(wide)
 
     engine, results["plain"] = train(cfg, samples)
-    last = checkpoint.newest(cfg.run.path)
+    last = resume.newest(cfg.run.path)
     if dist.get_rank() == 0:
         # Under ZeRO-3 only shards are in memory, so the export is what can be compared as a whole.
         export(last, cfg.model_dump(mode="json"), Path(arguments.folder) / "export")
@@ -183,7 +202,9 @@ def main() -> None:
 
     whole = settings(arguments, "whole", **{"train.steps": 8})
     _, results["whole"] = train(whole, samples)
-    broken = settings(arguments, "broken", **{"train.steps": 8, "train.save_every": 3})
+    broken = settings(
+        arguments, "broken", **{"train.steps": 8, "train.save_every": 3, "train.save_in_background": False}
+    )
     _, first = train(broken, samples, stop_after=5)
     dist.barrier()
     _, rest = train(broken, samples)
@@ -192,6 +213,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         Path(arguments.out).write_text(json.dumps(results))
     dist.barrier()
+    guards()[1].close()
     torch.distributed.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """The evaluation command: what it writes agrees with itself, and its faults are one line."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,7 +104,8 @@ def trained(export_of: Callable[[str], Path], tiny_shards: Path, heldout: Path, 
     for step, objective in ((900, "sft"), (1000, "amvl")):
         (folder / "export" / f"step_{step}").symlink_to(export_of(objective))
     (folder / "config.yaml").write_text(f"data:\n  train: [{{folder: {tiny_shards}}}]\n  heldout: {heldout}\n")
-    tracker = Tracker(TrackingConfig(), tmp_path / "runs", "one")
+    tracker = Tracker(TrackingConfig(patience=60), tmp_path / "runs", "one", folder)
+    tracker.finish()
     uri = store_uri(TrackingConfig(), tmp_path / "runs")
     export = str(folder / "export" / "step_1000")
     summary = {"steps": 1000, "export": export, "mlflow_run_id": tracker.run_id, "mlflow_uri": uri}
@@ -151,6 +153,41 @@ def test_an_older_export_leaves_the_summary_alone(trained: Path, heldout: Path, 
     client = MlflowClient(summary["mlflow_uri"])
     (history,) = client.get_metric_history(summary["mlflow_run_id"], "eval/all/accuracy")
     assert history.step == 900
+
+
+@pytest.mark.parametrize("never", [True, False])
+def test_mlflow_that_is_down_takes_nothing_from_an_evaluation(
+    trained: Path, heldout: Path, inside: Callable[..., int], capsys: pytest.CaptureFixture[str], never: bool
+) -> None:
+    """Whether it was down during training already or not: one line says where the scores are."""
+    path = trained / "summary.json"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    (trained / "tracking" / "state.json").unlink()
+    changed = {"mlflow_uri": uri} | ({"mlflow_run_id": None} if never else {})
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert inside("--checkpoint", trained, "--max-new-tokens", 2) == 0
+    scores = check(trained / "eval" / "step_1000", heldout)
+    assert json.loads(path.read_text())["accuracy"] == scores["all"]["accuracy"]
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "MLflow" in line]
+    reason = "nor could it during training" if never else "Connection refused"
+    assert line.startswith(f"MLflow at {uri} could not be reached (") and reason in line
+    assert line.endswith(f"the scores are in {trained / 'eval' / 'step_1000' / 'scores.json'}")
+    assert "Traceback" not in said.err and "MLflow" not in said.out
+
+
+def test_a_run_that_reached_mlflow_after_its_end(trained: Path, inside: Callable[..., int]) -> None:
+    """The tracking folder knows it when summary.json does not."""
+    path = trained / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"mlflow_run_id": None}))
+    assert inside("--checkpoint", trained, "--max-new-tokens", 2) == 0
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(summary["mlflow_uri"])
+    assert "eval/all/accuracy" in client.get_run(summary["mlflow_run_id"]).data.metrics
 
 
 def fault(capsys: pytest.CaptureFixture[str]) -> str:

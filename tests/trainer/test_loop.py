@@ -14,6 +14,8 @@ from trainer.throughput import Flops
 
 ENGINE: Any = SimpleNamespace(device="cpu")
 STATE = {"counts": {"shrunk": 2, "dropped": 1, "bad": 3, "drawn": 50}}
+SAVER: Any = SimpleNamespace(status=lambda: (1.0, 0.0))
+STOP: Any = SimpleNamespace(reason="SIGTERM")
 RANKS = 3
 
 
@@ -33,7 +35,7 @@ def test_counts_are_sums_over_ranks_and_micro_steps(objective: str):
         return collate(samples[part], model.recipe, model.config, model.backbone, MARKERS)
 
     whole, flops = batch_of(slice(None)), Flops(model)
-    counts = loop._global_counts([batch_of(slice(0, 2)), batch_of(slice(2, None))], STATE, flops, ENGINE)
+    counts = loop._global_counts([batch_of(slice(0, 2)), batch_of(slice(2, None))], STATE, flops, ENGINE, SAVER, STOP)
     assert counts == Counts(
         targets=RANKS * sum(len(s.answer) for s in samples),
         samples=RANKS * len(samples),
@@ -43,4 +45,6 @@ def test_counts_are_sums_over_ranks_and_micro_steps(objective: str):
         shrunk=RANKS * 2,
         dropped=RANKS * 1,
         bad=RANKS * 3,
+        stop=RANKS * 1,
+        written=RANKS * 1,
     )

@@ -127,8 +127,11 @@ def test_a_folder_of_another_config_is_refused(tmp_path: Path, tiny_shards: Path
     other = run("configs/quickstart.yaml", *settings, "--print-config").stdout.replace("lr: 0.0007", "lr: 0.5", 1)
     checkpoint = tmp_path / "runs" / "quickstart" / "checkpoints" / "step_2"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "complete.json").write_text("{}")
-    (tmp_path / "runs" / "quickstart" / "config.yaml").write_text(other)
+    (checkpoint / "complete.json").write_text(json.dumps({"ranks": 1}))
+    (checkpoint / "rank_0.json").write_text(json.dumps({"files": {}}))
+    (checkpoint / "config.yaml").write_text(other)
     message = refused(tmp_path, *settings)
-    assert "another config" in message
-    assert "lr: 0.5" in message
+    assert "train.lr is 0.5 in step_2 and 0.0007 here; go on with the change by run.accept=[train.lr]" in message
+    assert "there is no key 'train.lrr'; the nearest is 'train.lr'" in refused(
+        tmp_path, *settings, "run.accept=[train.lrr]"
+    )

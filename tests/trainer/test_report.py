@@ -44,13 +44,13 @@ def logged(steps: list[Step], peak: float | None = None) -> dict[str, float]:
     )
     for step in steps:
         progress.step += 1
-        reporter.step(progress, engine, step)
+        reporter.step(progress, engine, step, {})
     reporter.close()
     return tracker.logged[progress.step]
 
 
 def step_of(seconds: float = 2.0, waited: float = 0.0, **counts: float) -> Step:
-    return Step(COUNTS._replace(**counts), Weights(0.5, 0.25, 1.0, 1.0), PARTS_OF_A_STEP, seconds, waited)
+    return Step(COUNTS._replace(**counts), Weights(0.5, 0.25, 1.0, 1.0), PARTS_OF_A_STEP, False, seconds, waited)
 
 
 def test_speeds_are_those_of_all_ranks_since_the_last_line():
@@ -104,7 +104,7 @@ def test_memory_of_a_device_is_counted_anew_after_each_line(monkeypatch: pytest.
 def test_other_ranks_say_nothing(capfd: pytest.CaptureFixture[str]):
     reporter = reporter_of(None)
     engine: Any = None
-    reporter.step(Progress(step=1), engine, step_of())
+    reporter.step(Progress(step=1), engine, step_of(), {})
     reporter.close()
     assert not reporter.steps
     assert capfd.readouterr().err == ""

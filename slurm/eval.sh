@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Evaluates a run, on one node, also as soon as its training has ended well:
+#   sbatch [options] slurm/eval.sh runs/NAME [options of eval/run_shards.py]
+#   sbatch --dependency=afterok:JOB slurm/eval.sh runs/NAME
+#   slurm/eval.sh [options] runs/NAME [...]     the same, sent where slurm/site.sh says
+#SBATCH --job-name=amvl-eval
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --requeue
+#SBATCH --kill-on-invalid-dep=yes
+set -euo pipefail
+
+# sbatch runs a copy of this file, which knows only where it was submitted.
+if [[ ${SLURM_JOB_ID-} ]]; then cd "$SLURM_SUBMIT_DIR"; else cd "$(dirname "$0")/.."; fi
+[[ -f slurm/common.sh ]] || { echo "error: $PWD is not the repository: submit from its root" >&2 && exit 2; }
+source slurm/common.sh
+(($#)) || refuse "which run? sbatch slurm/eval.sh runs/NAME [options of eval/run_shards.py]"
+[[ ${SLURM_JOB_ID-} ]] || submit slurm/eval.sh "$@"
+
+take_own "$@"
+site_environment
+exec "${CONTAINER[@]}" python eval/run_shards.py --checkpoint "${arguments[@]}"
