@@ -34,7 +34,12 @@ for _ in "${ranks[@]}"; do
     0) ;;
     75) stopped=1 ;;
     *)
-      kill -KILL "${ranks[@]}" 2>/dev/null || true # they would wait for it
+      # The others hear of it and end, rank 0 after it has told MLflow; one that cannot is killed.
+      for _ in {1..15}; do
+        kill -0 "${ranks[@]}" 2>/dev/null || break
+        sleep 1
+      done
+      kill -KILL "${ranks[@]}" 2>/dev/null || true
       exit "$code"
       ;;
   esac

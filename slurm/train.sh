@@ -22,7 +22,7 @@ take_own "$@"
 job=$SLURM_JOB_ID
 if [[ ${SLURM_ARRAY_TASK_ID-} ]]; then
   [[ " $*" =~ " run.name="(@|[^ ]*%a) ]] || refuse "the tasks would share a run folder: add run.name=NAME-%a"
-  :
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the id alone can mean the whole array
 fi
 
 site_environment
@@ -39,8 +39,7 @@ echo "job $job: $SLURM_JOB_NUM_NODES nodes with $ranks ranks each, rank 0 at $MA
 srun=
 signalled=
 trap 'signalled=1; kill -USR1 $srun 2>/dev/null || true' USR1 TERM
-srun --kill-on-bad-exit=1 --cpu-bind=none ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
-  slurm/node.sh "$ranks" "${arguments[@]}" &
+srun --kill-on-bad-exit=1 --cpu-bind=none slurm/node.sh "$ranks" "${arguments[@]}" &
 srun=$!
 code=0
 wait "$srun" || code=$?

@@ -29,7 +29,12 @@ class Rank:
     pid: int
     at: tuple[int, str] = (0, "start")
     failure: str | None = None
-    stacks: dict[str, str] = field(default_factory=dict)
+    stacks: dict[str, str] = field(default_factory=dict)  # by the name of the thread, the main thread's first
+
+    @property
+    def main(self) -> str:
+        """The main thread's stack, if it has answered."""
+        return next(iter(self.stacks.values()), "")
 
     def __str__(self) -> str:
         return f"rank {self.number} ({self.host}, pid {self.pid})"
@@ -123,15 +128,14 @@ class Monitor:
             self._trouble = now - GATHER
 
     def _report(self, ranks: list[Rank]) -> str:
-        """Write the stacks, equal ones once, and say who keeps the others waiting."""
+        """Write the stacks, once for ranks whose main threads are at the same place, and say who is waited for."""
         late, why = suspects(ranks)
         alike = collections.defaultdict(list)
         for rank in ranks:
-            text = "\n".join(f"{name}:\n{stack}" for name, stack in rank.stacks.items()) or "no answer\n"
-            alike[text].append(rank)
+            alike[rank.main].append(rank)
         path = self.folder / f"step_{ranks[0].at[0]}.txt"
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(f"===== {_names(same)}\n{text}" for text, same in alike.items()))
+        path.write_text("\n".join(f"===== {_names(same)}\n{_text(same[0].stacks)}" for same in alike.values()))
         return f"no rank got further for {self.stall_seconds:.0f} s; {_names(late)} {why}; stacks of all: {path}"
 
 
@@ -158,8 +162,11 @@ def suspects(ranks: list[Rank]) -> tuple[list[Rank], str]:
 
 
 def _waits(rank: Rank) -> bool:
-    main = next(iter(rank.stacks.values()), "")
-    return any(part in line for line in main.splitlines()[-6:] for part in COLLECTIVE)
+    return any(part in line for line in rank.main.splitlines()[-6:] for part in COLLECTIVE)
+
+
+def _text(stacks: dict[str, str]) -> str:
+    return "\n".join(f"{name}:\n{stack}" for name, stack in stacks.items()) or "no answer\n"
 
 
 def _names(ranks: list[Rank]) -> str:

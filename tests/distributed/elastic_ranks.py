@@ -37,7 +37,7 @@ def config_of(arguments: argparse.Namespace, name: str, ranks: int, folder: str,
 
 
 def losses_of(cfg: Config, samples: list[Encoded], stop_after: int | None = None) -> list[float]:
-    return train(cfg, samples, cfg.train.accumulation, stop_after)[1]
+    return train(cfg, samples, cfg.train.accumulation, stop_after)[1].losses
 
 
 def main() -> None:

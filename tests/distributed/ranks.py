@@ -7,8 +7,10 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from model.export import export
 from trainer import checkpoint, config, loop, resume
 from trainer.checkpoint import Progress
 from trainer.engine import build
+from trainer.health import HealthError
 from trainer.report import Step
 from trainer.signals import Stop
 from trainer.watch import Watch, WatchConfig
@@ -66,10 +69,12 @@ class Losses:
     def __init__(self, stop_after: int | None = None) -> None:
         self.losses: list[float] = []
         self.said: list[str] = []
+        self.weights: list[float] = []  # a sum over this rank's
         self.stop_after = stop_after
 
     def step(self, progress: Progress, engine: deepspeed.DeepSpeedEngine, step: Step, saving: dict[str, float]) -> None:
         self.losses.append(step.loss)
+        self.weights.append(sum(float(flat.double().sum()) for flat in engine.optimizer.fp32_partitioned_groups_flat))
         if progress.step == self.stop_after:
             raise KeyboardInterrupt
 
@@ -102,7 +107,7 @@ def settings(arguments: argparse.Namespace, name: str, **changes: Any) -> config
 
 
 def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, stop_after: int | None = None):
-    """Train on fixed batches from the newest checkpoint on. Returns (engine, losses of the steps taken)."""
+    """Train on fixed batches from the newest checkpoint on. Returns (engine, the losses it kept)."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     pieces = ranks * accumulation
     packs = Fixed(samples, pieces, [rank + ranks * i for i in range(accumulation)])
@@ -125,7 +130,22 @@ def train(cfg: config.Config, samples: list[Encoded], accumulation: int = 1, sto
         )
     except KeyboardInterrupt:
         assert stop_after
-    return engine, losses.losses
+    return engine, losses
+
+
+def poisoned(arguments: argparse.Namespace, samples: list[Encoded]) -> dict[str, Any]:
+    """A picture that is not a number, in the third of five steps; then nothing else but such, from a checkpoint on."""
+    cfg = settings(arguments, "poisoned", **{"train.steps": 5, "health.in_a_row": 2})
+    one = next(n for n in range(2 * BATCH, 3 * BATCH) if len(samples[n].grids))
+    bad = [replace(s, pixels=s.pixels * math.nan) for s in samples]
+    engine, kept = train(cfg, [*samples[:one], bad[one], *samples[one + 1 :]])
+    found: dict[str, Any] = {"losses": [str(loss) for loss in kept.losses], "weights": kept.weights, "said": kept.said}
+    found |= {"skipped": engine.skipped_steps, "sample": samples[one].sample.place}
+    try:
+        train(cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 9})}), bad)
+    except HealthError as error:
+        found["error"] = str(error)
+    return found
 
 
 def private_memory() -> int:
@@ -167,33 +187,40 @@ def main() -> None:
     wide = settings(arguments, "wide", **{"model.folder": arguments.wide, "train.precision": "bf16"})
     results["load"] = load(wide)
 
-    engine, results["plain"] = train(cfg, samples)
+    engine, kept = train(cfg, samples)
+    results["plain"] = kept.losses
     last = resume.newest(cfg.run.path)
     if dist.get_rank() == 0:
         # Under ZeRO-3 only shards are in memory, so the export is what can be compared as a whole.
         export(last, cfg.model_dump(mode="json"), Path(arguments.folder) / "export")
     results["sharded"] = all(p.ds_tensor.numel() < p.ds_numel for p in engine.module.backbone.model.model.parameters())
 
-    _, results["checkpointing"] = train(settings(arguments, "ckpt", **{"model.checkpoint_layers": "all"}), samples)
+    _, kept = train(settings(arguments, "ckpt", **{"model.checkpoint_layers": "all"}), samples)
+    results["checkpointing"] = kept.losses
     accumulated = settings(arguments, "accumulated", **{"train.accumulation": 2})
-    _, results["accumulated"] = train(accumulated, samples, accumulation=2)
+    _, kept = train(accumulated, samples, accumulation=2)
+    results["accumulated"] = kept.losses
 
     with_images = [s for s in samples if len(s.grids)]
     texts = [s for s in (processor.encode(s) for s in read_set(cfg.data.train[0].folder)) if not len(s.grids)]
     half = BATCH // 2
     mixed = [item for i in range(half) for item in (with_images[i], texts[i % len(texts)])]
-    _, results["one_rank_without_images"] = train(settings(arguments, "images", **{"train.steps": 3}), mixed)
+    _, kept = train(settings(arguments, "images", **{"train.steps": 3}), mixed)
+    results["one_rank_without_images"] = kept.losses
 
     for name, changes in SHORT.items():
-        engine, results[name] = train(settings(arguments, name, **changes, **{"train.steps": 4}), samples)
+        engine, kept = train(settings(arguments, name, **changes, **{"train.steps": 4}), samples)
+        results[name] = kept.losses
         results[f"{name}_optimizer"] = type(engine.optimizer.optimizer).__name__
         results[f"{name}_copies"] = engine.zero_hpz_partition_size()
     other = settings(arguments, "qwen3_vl", **{"model.folder": arguments.qwen3_vl, "train.steps": 4})
-    engine, results["qwen3_vl"] = train(other, samples)
+    engine, kept = train(other, samples)
+    results["qwen3_vl"] = kept.losses
     results["tied"] = engine.module.backbone.model.lm_head.weight is engine.module.backbone.embedding.weight
 
     half = settings(arguments, "half", **{"train.precision": "bf16", "train.steps": 4})
-    engine, results["half"] = train(half, samples)
+    engine, kept = train(half, samples)
+    results["half"] = kept.losses
     exact = load_backbone(cfg.model)
     theirs = dict(exact.named_buffers())
     results["worst_buffer"] = max(
@@ -201,15 +228,19 @@ def main() -> None:
     )
 
     whole = settings(arguments, "whole", **{"train.steps": 8})
-    _, results["whole"] = train(whole, samples)
+    _, kept = train(whole, samples)
+    results["whole"] = kept.losses
     broken = settings(
         arguments, "broken", **{"train.steps": 8, "train.save_every": 3, "train.save_in_background": False}
     )
-    _, first = train(broken, samples, stop_after=5)
+    _, kept = train(broken, samples, stop_after=5)
+    first = kept.losses
     dist.barrier()
-    _, rest = train(broken, samples)
+    _, kept = train(broken, samples)
+    rest = kept.losses
     results["before_break"], results["after_break"] = first, rest
 
+    results["poisoned"] = poisoned(arguments, samples)
     if dist.get_rank() == 0:
         Path(arguments.out).write_text(json.dumps(results))
     dist.barrier()

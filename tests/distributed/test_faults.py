@@ -308,7 +308,7 @@ def test_other_numbers_of_ranks_take_every_sample_once(make: MakeRun, tmp_path: 
 
 
 def test_a_change_of_the_batch_is_refused_with_its_name(make: MakeRun, tmp_path: Path):
-    run = make(tmp_path, "refused", **{"train.steps": 4})
+    run = make(tmp_path, "refused", **{"train.steps": 12})
     attempt = run.start()
     run.wait_for(lambda: run.step >= 2, attempt)
     os.kill(attempt.pids[0], signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -155,6 +156,31 @@ def test_a_resumed_run_is_the_unbroken_one(results: dict[str, Any]):
     """Broken off after step 5, the last checkpoint at step 3: steps 4 to 8 are taken again, bit for bit."""
     assert results["before_break"] == results["whole"][:5]
     assert results["after_break"] == results["whole"][3:]
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(results: dict[str, Any]):
+    found = results["poisoned"]
+    finite = [math.isfinite(float(loss)) for loss in found["losses"]]
+    assert finite == [True, True, False, True, True] and found["skipped"] == 1
+    weights = found["weights"]
+    assert weights[2] == weights[1] and len(set(weights)) == 4
+    assert [message.partition(":")[0] for message in found["said"]] == ["step 3"]
+
+
+def test_its_samples_are_named(results: dict[str, Any], folder: Path):
+    lines = [path.read_text().splitlines() for path in sorted((folder / "runs" / "poisoned" / "spikes").glob("*"))]
+    assert [len(rank) for rank in lines] == [3, 3]  # and of the two steps that ended the run
+    third = [json.loads(rank[0]) for rank in lines]
+    assert [line["step"] for line in third] == [3, 3]
+    assert any(name.startswith(results["poisoned"]["sample"]) for line in third for name in line["samples"])
+
+
+def test_too_many_of_them_end_the_run(results: dict[str, Any], folder: Path):
+    last = folder / "runs" / "poisoned" / "checkpoints" / "step_5"
+    assert (
+        f"step 7: no finite gradient for 2 steps in a row; the last good checkpoint is {last};"
+        in (results["poisoned"]["error"])
+    )
 
 
 def test_export_holds_the_trained_weights(

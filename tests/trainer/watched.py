@@ -1,0 +1,36 @@
+"""A rank for test_watch.py: it goes wrong in some way while the others wait for it.
+
+python -m tests.trainer.watched HOW FOLDER, with the environment of a rank
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from trainer.watch import Watch, WatchConfig
+
+
+def main() -> None:
+    how, folder = sys.argv[1], Path(sys.argv[2])
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo")
+    with Watch(WatchConfig(stall_seconds=2), folder, rank, ranks) as watch:
+        watch.at(7, "data")
+        if how == "data" and rank == 1:
+            time.sleep(60)
+        watch.at(7, "step")
+        if how == "fails" and rank == 2:
+            raise ValueError("this one is to blame")
+        if how == "sleeps" and rank == 1:
+            time.sleep(60)
+        torch.distributed.barrier()
+        watch.at(8, "save")
+        time.sleep(5 if how == "saves" else 0)  # longer than a stall may be
+    print("well")
+
+
+if __name__ == "__main__":
+    main()
