@@ -1,5 +1,6 @@
 # make train     everything from a bare machine to a trained, evaluated model (runs/quickstart)
 # make test      lint, types and tests; KERNELS=1 adds those of the fused modules (Triton's interpreter, 1 GB)
+# make test-long  the tests that take many minutes: one run killed 50 times
 # make test-gpu  the tests that need a CUDA GPU
 # make check     lint and types alone
 # make puzzles   a contact sheet of the generated puzzles (runs/puzzles.png)
@@ -23,7 +24,7 @@ endif
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test test-gpu check puzzles clean
+.PHONY: train test test-long test-gpu check puzzles clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -34,6 +35,9 @@ train: $(VENV)/installed
 
 test: check $(if $(KERNELS),$(VENV)/kernels)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-long: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long
 
 test-gpu: $(VENV)/kernels
 	$(BIN)/python -m pytest --gpu

@@ -1,8 +1,8 @@
 """Requests to stop: by a signal, or because the launcher is gone.
 
-SIGTERM, SIGUSR1, SIGINT and SIGHUP ask for a checkpoint and an end; the same one again ends the process at once. Another
-does not: Slurm warns by SIGUSR1, and lets SIGTERM follow when the time is up. A launcher that is killed leaves its ranks
-behind, and nobody to stop them: they take it as a request as well.
+SIGTERM, SIGUSR1, SIGINT and SIGHUP ask for a checkpoint and an end; the same one again ends the process at once.
+Another does not: Slurm warns by SIGUSR1, and lets SIGTERM follow when the time is up. A launcher that is killed leaves
+its ranks behind, and nobody to stop them: they take it as a request as well.
 """
 
 import os

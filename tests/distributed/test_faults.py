@@ -183,7 +183,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_fails(make: MakeRun, disk: Path, tmp_path: Path):
     """Full, read-only, and full in the middle of a file of one rank: each costs a checkpoint, and nothing else."""
-    run = make(disk, "disk", **{"train.steps": 400, "train.save_every": 2, "train.keep_last": 1})
+    run = make(disk, "disk", **{"train.steps": 4000, "train.save_every": 2, "train.keep_last": 1})
     run.logs = tmp_path
     attempt = reach(run, 3)
     filler = disk / "filler"
@@ -322,14 +322,14 @@ def test_a_change_of_the_batch_is_refused_with_its_name(make: MakeRun, tmp_path:
 
 def test_two_processes_do_not_train_in_one_folder(make: MakeRun, zygote: Zygote, tmp_path: Path):
     """The second waits for the first, which may be on its last save, and then finds the run as it left it."""
-    run = make(tmp_path, "shared")
+    run = make(tmp_path, "shared", **{"train.steps": 2000})
     attempt = reach(run, 3)
     command = [sys.executable, "trainer/main.py", "configs/quickstart.yaml"]
     command += [f"{key}={value}" for key, value in run.settings.items()]
     second = subprocess.Popen(
         [*command, "train.accumulation=2"],
         cwd=ROOT,
-        env=os.environ | {"MASTER_PORT": "29627"},
+        env=os.environ | {"MASTER_PORT": "29627", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -340,6 +340,6 @@ def test_two_processes_do_not_train_in_one_folder(make: MakeRun, zygote: Zygote,
     os.kill(attempt.pids[0], signal.SIGTERM)
     assert attempt.wait(30) == [STOPPED, STOPPED]
     stopped = run.step
-    assert any(f"1 ranks, step {stopped} of {STEPS}" in line for line in lines)
+    assert any(f"1 ranks, step {stopped} of 2000" in line for line in lines)
     second.kill()
     second.wait()
