@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import deepspeed.comm as dist
+from deepspeed.accelerator import get_accelerator
 
 from data.pipeline import packs_of
 from model.batch import cost
@@ -28,6 +29,7 @@ def run(config: Config, stop: Stop) -> int:
     """Train, and export the end. Returns the exit code: 0, or STOPPED after a signal."""
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))  # or objects sent between ranks all go by GPU 0
     deepspeed.init_distributed()
     with Watch(config.watch, config.run.path / "stacks", dist.get_rank(), dist.get_world_size()) as watch:
         return _train(config, stop, watch)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = Path("/dev/shm")
 PATIENCE = 30.0  # seconds, as DeepSpeed's launcher has
 
 
@@ -89,7 +90,10 @@ def main() -> None:
         order = json.loads(line)
         pids = [_fork(order, rank, answers) for rank in range(order["ranks"])]
         answers.write(json.dumps(pids).encode() + b"\n")
-        answers.write(json.dumps(_codes(pids)).encode() + b"\n")
+        codes = _codes(pids)
+        for left in SHARED_MEMORY.glob(f"deepspeed_*_{order['port']}_*"):
+            left.unlink()  # 66 MiB a rank, which DeepSpeed leaves behind
+        answers.write(json.dumps(codes).encode() + b"\n")
 
 
 def _codes(pids: list[int]) -> list[int]:
