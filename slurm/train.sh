@@ -55,7 +55,10 @@ if ((code == 75)) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNIN
     echo "error: saved, but requeued $SLURM_RESTART_COUNT times already (REQUEUES in slurm/site.sh); submit it again to go on" >&2
     exit 75
   }
+  scontrol requeue "$job" || {
+    echo "error: saved, but Slurm does not requeue this job; submit it again to go on" >&2
+    exit 75
+  }
   echo "job $job: saved; requeued"
-  scontrol requeue "$job"
 fi
 exit "$code"
