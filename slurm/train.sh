@@ -39,7 +39,7 @@ echo "job $job: $SLURM_JOB_NUM_NODES nodes with $ranks ranks each, rank 0 at $MA
 srun=
 signalled=
 trap 'signalled=1; kill -USR1 $srun 2>/dev/null || true' USR1 TERM
-srun --kill-on-bad-exit=1 --cpu-bind=none slurm/node.sh "$ranks" "${arguments[@]}" &
+srun --wait=0 --kill-on-bad-exit=1 --cpu-bind=none slurm/node.sh "$ranks" "${arguments[@]}" &
 srun=$!
 code=0
 wait "$srun" || code=$?

@@ -4,7 +4,7 @@ runs/NAME/checkpoints/step_N.part/   while it is written
 runs/NAME/checkpoints/step_N/        complete:
     *_optim_states.pt, *_model_states.pt   DeepSpeed's, one of each per rank
     random_R.pt     random states of rank R
-    rank_R.json     of rank R: its stream's state, and the sizes of its files; written after them
+    rank_R.json     of rank R: its stream's state with a checksum, and the sizes of its files; written after them
     config.yaml     the run's configuration
     complete.json   the mark, written last: step, ranks, progress, MLflow run
     universal/      made when another number of ranks goes on from it (trainer/elastic.py)
@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy
 import torch
 
 MARK = "complete.json"
-PART = ".part"
+PART, DAMAGED = ".part", ".damaged"
 
 
 @dataclass
@@ -47,7 +48,7 @@ def step_of(checkpoint: Path) -> int:
 
 def complete(run: Path) -> list[Path]:
     """The checkpoints of a run folder that bear a mark, the newest first."""
-    found = [mark.parent for mark in run.glob(f"checkpoints/step_*/{MARK}") if mark.parent.suffix != PART]
+    found = [mark.parent for mark in run.glob(f"checkpoints/step_*/{MARK}") if not mark.parent.suffix]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -71,14 +72,17 @@ def fault(checkpoint: Path, rank: int, ranks: int) -> str | None:
     """
     try:
         for writer in range(rank, facts_of(checkpoint)["ranks"], ranks):
-            for name, size in of_rank(checkpoint, writer)["files"].items():
+            said = of_rank(checkpoint, writer)
+            if said["sum"] != _sum(said["stream"]):
+                return f"{checkpoint}/rank_{writer}.json is damaged"
+            for name, size in said["files"].items():
                 path = checkpoint / name
                 if path.stat().st_size != size:
                     return f"{path} has {path.stat().st_size} bytes, not the {size} written"
-                if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
+                if bad := zipfile.ZipFile(path).testzip():
                     return f"{path} is damaged at {bad}"
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        return f"{checkpoint}: {error}"
+    except Exception as error:  # damage has many faces: names, lengths and methods of a file that make no sense
+        return f"{checkpoint} is damaged ({type(error).__name__}: {error})"
     return None
 
 
@@ -89,7 +93,7 @@ def write_files(folder: Path, files: dict[str, Any], rank: int, stream: dict[str
         torch.save(content, folder / name)
         sizes[name] = sync(folder / name)
     own = folder / f"rank_{rank}.json"
-    own.write_text(json.dumps({"stream": stream, "files": sizes}))
+    own.write_text(json.dumps({"stream": stream, "sum": _sum(stream), "files": sizes}))
     sync(own)
     sync(folder)
 
@@ -121,9 +125,24 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def _sum(stream: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(stream).encode())
+
+
 def superfluous(run: Path, last: int, every: int | None) -> list[Path]:
     """The checkpoints that are neither among the `last` newest nor of a step that `every` divides."""
     return [one for one in complete(run)[last:] if not every or step_of(one) % every]
+
+
+def clear(run: Path, last: Path | None) -> None:
+    """Of a run that goes on from `last`: put damaged newer checkpoints aside, delete what was never finished."""
+    whole = complete(run)
+    for one in run.glob("checkpoints/step_*"):
+        if one in whole and (last is None or step_of(one) > step_of(last)):
+            remove(one.with_suffix(DAMAGED))
+            one.rename(one.with_suffix(DAMAGED))
+        elif one not in whole and one.suffix != DAMAGED:
+            remove(one)
 
 
 def random_state() -> dict[str, Any]:

@@ -56,7 +56,7 @@ class TrainConfig(ScheduleConfig):
     log_every: int = Field(10, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps")
     save_in_background: bool = Field(
-        True, description="write checkpoints while training goes on, from a copy in the CPU's memory"
+        True, description="write the copy of a checkpoint while training goes on; false: wait until it is on the disk"
     )
     keep_last: int = Field(3, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="checkpoints of steps it divides are kept for good")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from data.sample import UserError
+from data.worker import ignore_signals
 from trainer.checkpoint import PART, sync
 
 FORM = "universal"
@@ -31,14 +33,16 @@ def convert(checkpoint: Path) -> None:
     final = checkpoint / FORM
     if final.is_dir():
         return
-    part = final.with_suffix(PART)
-    shutil.rmtree(part, ignore_errors=True)
+    for left in checkpoint.glob(f"{FORM}.*{PART}"):
+        shutil.rmtree(left, ignore_errors=True)
+    # Of its own: a converter that outlived its rank may still write to another.
+    part = checkpoint / f"{FORM}.{uuid.uuid4().hex}{PART}"
     workers = str(min(PROCESSES, os.cpu_count() or 1))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(checkpoint), "--output_folder", str(part)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
     print(f"{checkpoint}: written by another number of ranks; converting it, once", flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=ignore_signals)
     if done.returncode:
         shutil.rmtree(part, ignore_errors=True)
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

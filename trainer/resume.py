@@ -33,7 +33,7 @@ def lock(run: Path, patience: float = PATIENCE) -> IO[str] | None:
     A rank that outlived its launcher may still be saving: it is waited for. None where the file system has no locks.
     """
     run.mkdir(parents=True, exist_ok=True)
-    file = os.fdopen(os.open(run / LOCK, os.O_RDONLY | os.O_CREAT))
+    file = os.fdopen(os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666), "w")
     deadline, said = time.monotonic() + patience, False
     while True:
         try:
@@ -136,15 +136,14 @@ def is_claimed(run: Path) -> bool:
 
 
 def claim(config: Config, held: IO[str] | None, last: Path | None) -> IO[str] | None:
-    """Take the run folder: lock it, write the config, clear away checkpoints that were never finished. Rank 0 only."""
+    """Take the run folder: lock it, write the config, clear away what no run goes on from. Rank 0 only."""
     held = held or lock(config.run.path)
     if last is None and checkpoint.complete(config.run.path):
         raise ConfigError(
             f"{config.run.path}: another process has trained here meanwhile; start again to go on from it"
         )
     (config.run.path / "config.yaml").write_text(config.to_yaml())
-    for part in config.run.path.glob(f"checkpoints/*{checkpoint.PART}"):
-        checkpoint.remove(part)
+    checkpoint.clear(config.run.path, last)
     return held
 
 

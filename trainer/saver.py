@@ -173,6 +173,7 @@ class Saver:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir()
                 (part / "config.yaml").write_text(self.config.to_yaml())
+                checkpoint.sync(part / "config.yaml")
             except OSError as error:
                 problem = error
         return problem

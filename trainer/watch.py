@@ -4,21 +4,23 @@ Rank 0 holds a connection to every rank, which the system closes when that rank 
 however it came, and never guessed from a silence. Without it the others would wait in a collective for half an hour.
 """
 
+import contextlib
+import json
 import os
 import secrets
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.monitor import GATHER, TICK, Monitor, keep_alive
+from trainer.monitor import CONNECT, GATHER, TICK, UNTIMED, Monitor, keep_alive
 
 GRACE = 10.0  # seconds that the main thread has to end by itself
 
@@ -45,15 +47,16 @@ class Watch:
         self._failure: str | None = None  # of this rank
         self._failure_told = False
         self._closing, self._ended = threading.Event(), threading.Event()
-        key = secrets.token_bytes(16)
+        key = secrets.token_hex(16)
         self._monitor = Monitor(ranks, key, config.stall_seconds, stacks) if rank == 0 else None
         found = [(self._monitor.port, key) if self._monitor else None]
         torch.distributed.broadcast_object_list(found)
         assert found[0] is not None
         port, key = found[0]
-        self._line = Client((os.environ["MASTER_ADDR"], port), authkey=key)
-        keep_alive(self._line)
-        self._line.send((rank, socket.gethostname(), os.getpid()))
+        self._line = keep_alive(socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=CONNECT))
+        self._send(key, (rank, socket.gethostname(), os.getpid()))
+        # Often enough for the shortest time that counts as a stall, and no more: there may be thousands.
+        self._pause, self._next = min(5.0, config.stall_seconds / 10), 0.0
         self._thread = threading.Thread(target=self._serve, daemon=True, name="watch")
         self._thread.start()
 
@@ -86,35 +89,42 @@ class Watch:
     def _serve(self) -> None:
         try:
             while not self._closing.is_set():
-                while self._line.poll(TICK if self._told == self._at else 0):
-                    kind, content = self._line.recv()
+                while self._line.poll(TICK):
+                    kind, content = json.loads(self._line.recv_bytes())
                     if kind == "stacks?":
-                        self._line.send(("stacks", stacks_of_threads()))
+                        self._send("stacks", stacks_of_threads())
                     else:
                         self._end(content, self.rank == 0)
                 self._tell()
-            self._line.send(("bye", None))
+            self._send("bye", None)
         except (EOFError, OSError):
             if not self._closing.is_set():
                 self._end("rank 0 is gone without a word", self.rank == 1 or os.environ.get("LOCAL_RANK") == "0")
 
     def _tell(self) -> None:
-        if self._told != self._at:
-            self._told = self._at
-            self._line.send(("at", self._told))
+        phase_changed = (self._at[1] in UNTIMED) != (self._told[1] in UNTIMED)
+        if self._told != self._at and (phase_changed or time.monotonic() > self._next):
+            self._told, self._next = self._at, time.monotonic() + self._pause
+            self._send("at", self._told)
         if self._failure and not self._failure_told:
             self._failure_told = True
-            self._line.send(("failed", self._failure))
+            self._send("failed", self._failure)
+
+    def _send(self, kind: str, content: Any) -> None:
+        self._line.send_bytes(json.dumps((kind, content)).encode())
 
     def _end(self, reason: str, aloud: bool) -> None:
         """End this process, unless the main thread does it in time: it may be in a collective that never ends."""
         self.reason = reason
         if aloud and not (self._failure and self._failure in reason):  # that is said by whoever takes the error
-            print(f"the run ends: {reason}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"the run ends: {reason}", file=sys.stderr, flush=True)
         self._ended.set()
         if not self._closing.wait(GRACE):
-            self.at_end()
-            os._exit(1)
+            try:
+                self.at_end()
+            finally:
+                os._exit(1)
 
 
 def stacks_of_threads() -> dict[str, str]:

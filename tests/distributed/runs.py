@@ -91,18 +91,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def kill_at_random(run: Run, dice: random.Random) -> str:
-    """Start it and kill ranks: while they start, after some steps, or as soon as a checkpoint is being written.
+def kill_at_random(run: Run, dice: random.Random, most: int) -> str:
+    """Start it and kill ranks: while they start, after `most` steps or fewer, or once a checkpoint is being written.
 
     The others must end by themselves, if they have begun to train (before, it takes a launcher). Returns what was done.
     """
     attempt, noted = run.start(), len(run.noted(0))
-    when, steps = dice.choice(("starting", "training", "saving", "saving")), dice.randint(1, 8)
+    when, steps = dice.choice(("starting", "training", "saving", "saving")), dice.randint(1, most)
     if when != "starting":
         run.wait_for(lambda: len(run.noted(0)) >= noted + steps, attempt)
     if when == "saving":
         run.wait_for(lambda: any(run.path.glob("checkpoints/*.part")), attempt)
-    time.sleep(dice.random() * {"starting": 4.0, "training": 0.5, "saving": 0.05}[when])
+    time.sleep(dice.random() * {"starting": 2.0, "training": 0.5, "saving": 0.05}[when])
     victims = dice.choice([attempt.pids[:1], attempt.pids[1:], attempt.pids])
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):

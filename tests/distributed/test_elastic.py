@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.distributed.elastic_ranks import CASES, STEPS
+from tests.distributed.zygote import free_port
 from trainer.checkpoint import complete, step_of
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ class Ranks:
             "--num_gpus",
             str(ranks),
             "--master_port",
-            "29619",
+            str(free_port()),
         ]
         command = [*launcher, "--module", "tests.distributed.elastic_ranks", phase, out]
         command += [self.shards, self.backbone, self.folder]

@@ -39,16 +39,20 @@ def test_a_step_is_written_again_over_one_that_cannot_be_used(tmp_path: Path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("damage", ["cut", "bit", "missing", "no list", "torn mark"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "directory", "end", "stream", "missing", "no list", "torn mark"])
 def test_damage_is_found_by_one_of_the_ranks(tmp_path: Path, damage: str, ranks: int):
     folder = write(tmp_path, 4)
     assert not any(checkpoint.fault(folder, rank, ranks) for rank in range(ranks))
-    path = folder / {"no list": "rank_1.json", "torn mark": MARK}.get(damage, "state_1.pt")
+    path = folder / {"no list": "rank_1.json", "stream": "rank_1.json", "torn mark": MARK}.get(damage, "state_1.pt")
     content = bytearray(path.read_bytes())
-    if damage == "bit":
-        content[len(content) // 2] ^= 1
+    places = {"bit": len(content) // 2, "directory": content.rfind(b"PK\1\2") + 8, "end": len(content) - 22}
+    if damage in places:
+        content[places[damage]] ^= 1
         path.write_bytes(content)
-        assert torch.load(path)["values"].shape == (1000,), "torch.load says nothing"
+        if damage == "bit":
+            assert torch.load(path)["values"].shape == (1000,), "torch.load says nothing"
+    elif damage == "stream":
+        path.write_text(path.read_text().replace('"at": 5', '"at": 6'))
     elif damage in ("cut", "torn mark"):
         path.write_bytes(content[: len(content) // 2])
     else:
@@ -62,6 +66,17 @@ def test_which_are_kept(tmp_path: Path, last: int, every: int | None, gone: list
     for step in (4, 8, 12, 16, 20):
         write(tmp_path, step)
     assert sorted(map(checkpoint.step_of, checkpoint.superfluous(tmp_path, last, every))) == gone
+
+
+def test_what_no_run_goes_on_from_is_cleared_away(tmp_path: Path):
+    """Newer ones are damaged, or the run would go on from them; they are put aside, and no longer counted."""
+    for step in (4, 8, 12):
+        write(tmp_path, step)
+    write(tmp_path, 16, marked=False)
+    (write(tmp_path, 2) / MARK).unlink()  # killed while it was deleted
+    checkpoint.clear(tmp_path, checkpoint.folder_of(tmp_path, 8))
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == ["step_12.damaged", "step_4", "step_8"]
+    assert [checkpoint.step_of(one) for one in checkpoint.complete(tmp_path)] == [8, 4]
 
 
 def test_random_states_come_back():

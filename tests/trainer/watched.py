@@ -26,6 +26,8 @@ def main() -> None:
             raise ValueError("this one is to blame")
         if how == "sleeps" and rank == 1:
             time.sleep(60)
+        if how == "fails":
+            time.sleep(60)  # in no collective that would notice
         torch.distributed.barrier()
         watch.at(8, "save")
         time.sleep(5 if how == "saves" else 0)  # longer than a stall may be
