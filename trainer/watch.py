@@ -76,7 +76,7 @@ class Watch:
     def failed(self, error: BaseException) -> str | None:
         """Tell that this rank ends by an error. Returns why the run ends: perhaps another rank was first."""
         self._failure = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
-        self._ended.wait(GATHER + 4 * TICK)
+        self._ended.wait(GATHER + 8 * TICK)
         return self.reason
 
     def close(self) -> None:
