@@ -88,9 +88,13 @@ def test_losses_are_those_of_the_unbroken_run(moved: Moved, case: str):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_they_write_is_theirs(moved: Moved, case: str):
-    """The next checkpoint is one of the new ranks: it is loaded as it is, bit for bit."""
+    """The next checkpoint is one of the new ranks: it is loaded as it is, bit for bit.
+
+    But not with DeepSpeed's Adam for the CPU, which multiplies up its bias correction and takes a power when it loads.
+    """
     again = moved.losses[f"{case} again"]
-    assert again and again == moved.losses[case][-len(again) :]
+    exact = moved.losses[case][-len(again) :]
+    assert again and again == (pytest.approx(exact, rel=1e-6) if case == "offloaded" else exact)
 
 
 def test_it_is_converted_once(moved: Moved):
