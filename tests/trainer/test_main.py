@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer import checkpoint
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -125,11 +127,11 @@ def test_a_damaged_shard_is_named(tmp_path: Path, tiny_shards: Path, tiny_backbo
 def test_a_folder_of_another_config_is_refused(tmp_path: Path, tiny_shards: Path, tiny_backbone: Path):
     settings = overrides(tmp_path, tiny_shards, tiny_backbone)
     other = run("configs/quickstart.yaml", *settings, "--print-config").stdout.replace("lr: 0.0007", "lr: 0.5", 1)
-    checkpoint = tmp_path / "runs" / "quickstart" / "checkpoints" / "step_2"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "complete.json").write_text(json.dumps({"ranks": 1}))
-    (checkpoint / "rank_0.json").write_text(json.dumps({"files": {}}))
-    (checkpoint / "config.yaml").write_text(other)
+    part = checkpoint.folder_of(tmp_path / "runs" / "quickstart", 2).with_suffix(checkpoint.PART)
+    part.mkdir(parents=True)
+    (part / "config.yaml").write_text(other)
+    checkpoint.write_files(part, {}, rank=0, stream={})
+    checkpoint.mark(part, {"step": 2, "ranks": 1})
     message = refused(tmp_path, *settings)
     assert "train.lr is 0.5 in step_2 and 0.0007 here; go on with the change by run.accept=[train.lr]" in message
     assert "there is no key 'train.lrr'; the nearest is 'train.lr'" in refused(
