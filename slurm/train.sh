@@ -55,10 +55,10 @@ if ((code == 75)) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNIN
     echo "error: saved, but requeued $SLURM_RESTART_COUNT times already (REQUEUES in slurm/site.sh); submit it again to go on" >&2
     exit 75
   }
+  echo "job $job: saved; requeued" # before, as Slurm ends this script with it
   scontrol requeue "$job" || {
-    echo "error: saved, but Slurm does not requeue this job; submit it again to go on" >&2
+    echo "error: Slurm does not requeue this job; submit it again to go on" >&2
     exit 75
   }
-  echo "job $job: saved; requeued"
 fi
 exit "$code"
