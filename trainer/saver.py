@@ -95,7 +95,8 @@ class Saver:
         files, error = self._copies()
         files[f"random_{self._rank}.pt"] = checkpoint.random_state()
         part = checkpoint.folder_of(self.config.run.path, step).with_suffix(checkpoint.PART)
-        problem = error or self._make_room(part, files)
+        room = self._make_room(part, files)  # on every rank, as they add up what they need
+        problem = error or room
         if self._over_ranks(float(problem is not None)):
             self._give_up(part, problem)
         else:
