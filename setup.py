@@ -27,6 +27,8 @@ setup(
         "tokenizers",
         "numpy",
         "scipy",
+        "statsmodels>=0.14",  # Wilson, McNemar, Holm
+        "requests",  # an OpenAI-compatible judge
         "pillow>=11",
         "pydantic>=2.10,<3",
         "pyyaml",
@@ -53,7 +55,9 @@ setup(
             "pytest-timeout",
             "ruff",
             "s3fs>=2025.1",
+            "selenium>=4.20",  # drives the Chromium that looks at reports
             "types-PyYAML",
+            "types-requests",
             "webdataset>=1.0",  # reads the same shards
         ],
     },
