@@ -107,6 +107,14 @@ class Round:
         plan = back_end.plan(layout, earlier.plan if earlier else None)
         return cls(layout, plan, cut(earlier.memory) if earlier else None)
 
+    def fork(self, parents: list[list[int]]) -> "Round":
+        """What this round leaves behind, with other branches: per sample, the kept branch that each of its new branches
+        continues (PREFIX: none, it begins behind the prefix). Samples without any are left out, the others numbered
+        anew. For rounds without a gradient.
+        """
+        plan, memory = self.plan.fork(parents, self.memory)
+        return Round(self.layout.kept(parents), plan, None, memory)
+
 
 def packed_attention(
     module: torch.nn.Module,

@@ -100,6 +100,24 @@ class PaddedPlan:
         moved = {name: getattr(self, name).to(device) for name in ("places", "valid", "rows")}
         return replace(self, groups=groups, **moved)
 
+    def fork(
+        self, parents: list[list[int]], memory: dict[int, list[KeyValue]]
+    ) -> tuple["PaddedPlan", dict[int, list[KeyValue]]]:
+        """The plan and what its layers remember, with other branches (Round.fork)."""
+        numbers = {sample: number for number, sample in enumerate(i for i, p in enumerate(parents) if p)}
+        groups, picks = [], []
+        for at, group in enumerate(self.groups):
+            members = [n for n, i in enumerate(group.samples) if parents[i]]
+            if not members:
+                continue
+            columns, branches = _forked(group.key_branches[members], [parents[group.samples[n]] for n in members])
+            flat = np.asarray(members)[:, None] * group.key_branches.shape[1] + columns  # [N, K] among all keys
+            picks.append((at, torch.from_numpy(flat).to(self.places.device)))
+            samples = tuple(numbers[group.samples[n]] for n in members)
+            groups.append(replace(group, samples=samples, key_branches=branches))
+        kept = {layer: [_picked(seen[at], rows) for at, rows in picks] for layer, seen in memory.items()}
+        return replace(self, groups=tuple(groups)), kept
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, memory: list[KeyValue] | None, scale: float
     ) -> tuple[Tensor, list[KeyValue]]:
@@ -187,6 +205,28 @@ class _MemoryAlone(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+def _forked(keys: np.ndarray, parents: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Which keys stay, [N, K] columns, and the branch number each has then, of keys with branch numbers [N, before]."""
+    chosen, numbers = [], []
+    for row, of_sample in zip(keys, parents, strict=True):
+        # A branch that continues none (PREFIX) has no keys of its own yet.
+        parts = [np.flatnonzero(row == PREFIX), *(np.flatnonzero((row == p) & (p != PREFIX)) for p in of_sample)]
+        chosen.append(np.concatenate(parts))
+        numbers.append(np.repeat([PREFIX, *range(len(of_sample))], [len(part) for part in parts]))
+    width = max(map(len, chosen))
+    columns, branches = np.zeros((len(keys), width), np.int64), np.full((len(keys), width), NOTHING)
+    for n, (some, names) in enumerate(zip(chosen, numbers, strict=True)):
+        columns[n, : len(some)], branches[n, : len(some)] = some, names
+    return columns, branches
+
+
+def _picked(seen: KeyValue, rows: Tensor) -> KeyValue:
+    """Keys and values [N, G, K, D] at rows [N', K'] of all their N * K places -> [N', G, K', D]."""
+    flat = (x.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten()) for x in seen)
+    k, v = (x.unflatten(0, rows.shape).transpose(1, 2) for x in flat)
+    return k, v
 
 
 def _similar(lengths: list[int]) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ and branches; K kept rows of branches of earlier rounds.
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,15 +40,16 @@ class VarlenPlan:
     prefix_rows: Tensor | None  # the rows of prefixes that have branches, where some have none
     branch_rows: Tensor | None  # order of kept and new rows, where there are kept ones
     lengths: tuple[int, ...]  # of the prefixes
-    kept: tuple[tuple[int, int], ...]  # (sample, branch) of every row kept so far
+    kept: np.ndarray  # [K, 2] sample and branch of every row kept so far
     keep: bool
 
     @classmethod
     def of(cls, layout: Layout, earlier: "VarlenPlan | None", kernel: Kernel) -> "VarlenPlan":
         """The plan of a layout, after that of the round before."""
         lengths = earlier.lengths if earlier else tuple(s.length for s in layout.prefixes)
-        kept, branches = earlier.kept if earlier else (), layout.branches
-        new = tuple((s.sample, s.branch) for s in branches for _ in range(s.length))
+        kept, branches = earlier.kept if earlier else np.zeros((0, 2), np.int64), layout.branches
+        own = np.array([(s.sample, s.branch) for s in branches], np.int64).reshape(-1, 2)
+        new = own.repeat([s.length for s in branches], axis=0)
         with_branches = sorted({s.sample for s in branches})
         queries = [sum(s.length for s in branches if s.sample == sample) for sample in with_branches]
         prefix_rows = branch_rows = None
@@ -55,13 +57,12 @@ class VarlenPlan:
             starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
             prefix_rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in with_branches])
         keys = [s.length for s in branches]
-        if kept and branches:
-            row_of: dict[tuple[int, int], list[int]] = {}
-            for row, branch in enumerate(kept + new):
-                row_of.setdefault(branch, []).append(row)
-            seen = [row_of[s.sample, s.branch] for s in branches]
-            keys = [len(rows) for rows in seen]
-            branch_rows = torch.tensor([row for rows in seen for row in rows])
+        if len(kept) and branches:
+            known, wanted = (_codes(x) for x in (np.concatenate([kept, new]), own))
+            order = known.argsort(kind="stable")
+            order = order[np.isin(known[order], wanted)]  # by branch, as the branches of a layout are
+            keys = (np.searchsorted(known[order], wanted, "right") - np.searchsorted(known[order], wanted)).tolist()
+            branch_rows = torch.from_numpy(order)
         return cls(
             kernel=kernel,
             prefixes=None if earlier else _spans(lengths, lengths, causal=True),
@@ -70,7 +71,7 @@ class VarlenPlan:
             prefix_rows=prefix_rows,
             branch_rows=branch_rows,
             lengths=lengths,
-            kept=kept + new if layout.keep else kept,
+            kept=np.concatenate([kept, new]) if layout.keep else kept,
             keep=layout.keep,
         )
 
@@ -78,6 +79,28 @@ class VarlenPlan:
         names = ("prefixes", "to_prefix", "to_branch", "prefix_rows", "branch_rows")
         moved = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
         return replace(self, **moved)
+
+    def fork(self, parents: list[list[int]], memory: dict[int, Memory]) -> tuple["VarlenPlan", dict[int, Memory]]:
+        """The plan and what its layers remember, with other branches (Round.fork)."""
+        stay = [sample for sample, of_sample in enumerate(parents) if of_sample]
+        starts = np.cumsum([0, *self.lengths])
+        codes = _codes(self.kept)
+        rows, kept = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)]
+        for number, sample in enumerate(stay):
+            for branch, parent in enumerate(parents[sample]):
+                own = np.flatnonzero(codes == _codes(np.array([[sample, parent]])))
+                rows.append(own)
+                kept.append(np.full((len(own), 2), (number, branch)))
+        prefix = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in stay])
+        whole = len(stay) == len(self.lengths)
+        places = [
+            torch.from_numpy(x).to(next(iter(memory.values())).prefix[0].device) for x in (prefix, np.concatenate(rows))
+        ]
+        plan = replace(self, lengths=tuple(self.lengths[i] for i in stay), kept=np.concatenate(kept))
+        return plan, {
+            layer: Memory(_picked(seen.prefix, None if whole else places[0]), _picked(seen.kept, places[1]))
+            for layer, seen in memory.items()
+        }
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory | None, scale: float) -> tuple[Tensor, Memory]:
         """One layer. q [T, H, D], k and v [T, G, D] -> [T, H, D] and what later rounds see."""
@@ -88,12 +111,18 @@ class VarlenPlan:
             (pq, q), (pk, k), (pv, v) = (x.split(sizes) for x in (q, k, v))
             out.append(_Attend.apply(pq, pk, pv, self.prefixes, scale, self.kernel))
             memory = Memory((pk, pv), (k[:0], v[:0]))
-        known = _joined(memory.kept, (k, v)) if self.kept else (k, v)
+        known = _joined(memory.kept, (k, v)) if len(memory.kept[0]) else (k, v)
         if self.to_prefix is not None:
             far = _picked(memory.prefix, self.prefix_rows)
             near = _picked(known, self.branch_rows)
             out.append(_Merged.apply(q, *far, *near, self.to_prefix, self.to_branch, scale, self.kernel))
         return torch.cat(out), Memory(memory.prefix, known if self.keep else memory.kept)
+
+
+def _codes(branches: np.ndarray) -> np.ndarray:
+    """[n, 2] samples and branches to one number each, in the same order."""
+    codes: np.ndarray = branches[:, 0] * 2**32 + branches[:, 1]
+    return codes
 
 
 def _joined(a: KeyValue, b: KeyValue) -> KeyValue:

@@ -72,7 +72,7 @@ def cost(sample: Encoded, recipe: Recipe, slots: int) -> int:
     return prompt + before + decode
 
 
-def noise_of(sample: Sample, seed: int, config: LatentConfig) -> Tensor:
+def noise_of(sample: Sample, seed: int | str, config: LatentConfig) -> Tensor:
     """[k, d] noise that depends on seed, sample and epoch alone, whatever rank or batch it is in."""
     digest = hashlib.blake2b(f"{seed}/{sample.key}/{sample.epoch}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -74,7 +74,7 @@ class LatentVLM(nn.Module):
             embeddings = embeddings.index_copy(0, batch.image_rows, features.tokens.to(embeddings.dtype))
         else:
             embeddings = embeddings + features.nothing()  # the dummy image stays in the graph
-        if self.recipe.latents != "none":
+        if len(batch.slot_rows):
             slots = self.slots(self.scale).to(embeddings.dtype)
             embeddings = embeddings.index_copy(0, batch.slot_rows, slots.repeat(batch.samples, 1))
         if len(batch.posterior_rows):

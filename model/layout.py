@@ -56,6 +56,20 @@ class Layout:
         """The same layout with its positions on a device."""
         return replace(self, positions=self.positions.to(device, non_blocking=True))
 
+    def kept(self, samples: list[list[int]]) -> "Layout":
+        """What later rounds need of it, without the samples whose list is empty."""
+        following = tuple(n for n, parents in zip(self.next_positions, samples, strict=True) if parents)
+        return Layout((), self.positions[:, :, :0], self.keep, following)
+
+    def last_rows(self) -> list[int]:
+        """The last row of every branch, or of the prefix of a sample that has none; sample by sample."""
+        rows: dict[tuple[int, int], int] = {}
+        with_branches = {s.sample for s in self.branches}
+        for s in self.segments:
+            if s.branch != PREFIX or s.sample not in with_branches:
+                rows[s.sample, s.branch] = s.row + s.length - 1
+        return [rows[branch] for branch in sorted(rows)]
+
     def branch_rows(self, branch: int) -> list[range]:
         """Rows of one branch number, for every sample (empty where it has no such branch)."""
         rows = {s.sample: range(s.row, s.row + s.length) for s in self.segments if s.branch == branch}

@@ -26,10 +26,18 @@ class TargetLoss(nn.Module):
         """The head's weight [V, C]."""
         return self._head[0].weight  # type: ignore[return-value]
 
-    def forward(self, states: Tensor, targets: Tensor) -> Tensor:
-        """states [M, C], targets [M] token ids -> nats, fp32."""
+    def forward(self, states: Tensor, targets: Tensor, each: bool = False) -> Tensor:
+        """states [M, C], targets [M] token ids -> nats, fp32; `each`: [M], without a gradient."""
+        if each:
+            return _nll(states.detach(), self.weight.detach(), targets)
         loss: Tensor = _ChunkedNLL.apply(states, self.weight, targets)
         return loss
+
+
+def _nll(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(states @ weight.T)[targets] of every row [M]."""
+    chunks = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.cat([F.cross_entropy(F.linear(rows, weight).float(), ids, reduction="none") for rows, ids in chunks])
 
 
 class _ChunkedNLL(torch.autograd.Function):
@@ -38,10 +46,7 @@ class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, targets):
         ctx.save_for_backward(states, weight, targets)
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
-        for rows, ids in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
-            total += F.cross_entropy(F.linear(rows, weight).float(), ids, reduction="sum")
-        return total
+        return _nll(states, weight, targets).sum()
 
     @staticmethod
     def backward(ctx, gradient):

@@ -9,7 +9,7 @@ from data.processor import Encoded
 from model.attention import SDPA, BackEnd
 from model.batch import collate
 from model.build import FAMILIES
-from model.generate import answer
+from model.generate import Decoding, Thinking, generate
 from model.latent_vlm import LatentVLM, Weights
 from model.target_loss import CHUNK, TargetLoss
 from tests.gpu.places import back_end, everywhere
@@ -94,7 +94,7 @@ def logits_of_replies(
         return seen[-1] if forced is None else forced[len(seen) - 1]
 
     model.backbone.logits = logits  # type: ignore[method-assign]
-    answer(model, samples, MARKERS, end=2, max_new_tokens=6)
+    generate(model, samples, MARKERS, Decoding(frozenset({2}), 6), Thinking())
     return seen
 
 
