@@ -77,6 +77,12 @@ def separate_loss(plain: LatentVLM, samples: list[Encoded], markers: Markers, se
     return weights.per_token * ntp + weights.per_nat * (weights.beta * forward + weights.gamma * reverse)
 
 
+def prompt_inputs(plain: LatentVLM, sample: Encoded) -> tuple[Tensor, Tensor]:
+    """A prompt's embeddings [P, C] with its images, and transformers' own positions [3, P]. Not of Qwen3-VL."""
+    (prompt,), (positions,), _ = _prompts(plain, [sample])
+    return prompt, positions
+
+
 def transformers_loss(plain: LatentVLM, samples: list[Encoded]) -> Tensor:
     """Mean next-token loss by transformers' own forward, which makes logits of every token, padding included."""
     ids = [torch.cat([s.prompt, s.answer]) for s in samples]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-from data.pictures import LIMITS, Limits, pictures
+from data.pictures import LIMITS, Limits, header, pictures
 from data.sample import IMAGE_MARK, LETTERS, DataError, Sample, Text
 
 IMAGE_PAD = "<|image_pad|>"
@@ -84,6 +84,18 @@ class Processor:
             pixels=pixels,
             grids=grids,
         )
+
+    def length(self, sample: Sample) -> int:
+        """Prompt tokens that `encode` would make, from the headers of the pictures alone; DataError as it has."""
+        image, tokens = self.image_processor, 0
+        for number, content in enumerate(sample.images):
+            size = header(content, f"{sample.place}.{number}", self.limits).size
+            try:
+                tokens += image.get_number_of_image_patches(size[1], size[0]) // image.merge_size**2 - 1
+            except ValueError as error:
+                raise DataError(f"{sample.place}: {error}; crop the picture or leave the sample out") from error
+        prompt = self.prompt(sample.text, len(sample.images))
+        return tokens + len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def prompt(self, text: Text, images: int) -> str:
         """The chat prompt with one image place per image."""

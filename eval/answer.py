@@ -1,98 +1,184 @@
-"""Batched answers of an exported checkpoint, appended item by item so that a killed run goes on."""
+"""Batches of items to predictions: one model on one device."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
-from data.processor import Encoded, Processor
-from data.sample import Sample
-from model.batch import cost
-from model.build import ModelError, load_export, markers_of
-from model.generate import answer
+from data.processor import Encoded
+from data.sample import DataError, Sample
+from eval.models import Model
+from eval.predictions import Prediction
+from eval.settings import FREE, Settings
+from model.build import markers_of
+from model.generate import Decoding, Together, generate, score
+from model.latent_vlm import LatentVLM
+
+REPLY = 256  # tokens of a reply that a batch has room for; few are longer, and a batch that is too large is halved
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # as PyTorch says it of the CPU
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item to run."""
+
+    id: str
+    sample: Sample  # its prompt is the question
+    options: tuple[str, ...]  # what `score` measures
+    cost: int  # tokens
+
+
+def job_id(model: Model, settings: Settings, sample: Sample, options: tuple[str, ...]) -> str:
+    """Tells a prediction apart by everything it depends on: model, prompt, pictures, options, settings."""
+    own = settings.model_dump_json(exclude=set(FREE))
+    digest = hashlib.sha256(f"{model.id}/{own}/{sample.key}/{options}/{sample.text.question}".encode())
+    for image in sample.images:
+        digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()[:16]
+
+
+class Planner:
+    """Items to jobs, and jobs to batches, before any picture is decoded."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.processor = model.processor(settings)
+
+    def job(self, sample: Sample, options: tuple[str, ...]) -> Job:
+        """An item whose pictures cannot be read costs nothing; running it says why."""
+        settings = self.settings
+        draws = settings.thinking.draws
+        try:
+            tokens = self.processor.length(sample)
+        except DataError:
+            tokens = 0
+        most = min(settings.max_new_tokens or 0, REPLY)
+        behind = most * draws if settings.mode == "generate" else sum(map(len, options)) * draws
+        return Job(job_id(self.model, settings, sample, options), sample, options, tokens + behind)
+
+    def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
+        """Jobs in batches of at most `tokens` (at least one job), the longest first. The same for the same jobs."""
+        batches: list[list[Job]] = []
+        room = 0
+        for job in sorted(jobs, key=lambda job: (-job.cost, job.id)):
+            if not batches or job.cost > room:
+                batches.append([])
+                room = self.settings.tokens
+            batches[-1].append(job)
+            room -= job.cost
+        return batches
 
 
 class Answerer:
-    """A checkpoint that replies to samples with z = the prior's mean, greedily."""
+    """A loaded model and how it is asked. Items that cannot be run become predictions that say why."""
 
-    def __init__(self, export: Path, budget: int, max_new_tokens: int) -> None:
-        path = export / "latent.json"
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file; name an export, e.g. runs/quickstart/export/step_875")
-        facts = json.loads(path.read_text())
-        self.processor = Processor(str(export), facts["min_pixels"], facts["max_pixels"])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_export(export).to(device).eval()
-        self.export_id: str = facts["id"]
-        self.budget, self.max_new_tokens = budget, max_new_tokens
+    def __init__(self, model: Model, settings: Settings, device: str) -> None:
+        self.settings = settings
+        self.processor = model.processor(settings)
+        self.model: LatentVLM = model.load(settings).to(device)
+        self.markers = markers_of(self.processor)
+        self.ends = model.ends(self.processor)
+        self.most = settings.tokens  # of a batch, tokens; less once one did not fit into memory
 
-    def batches(self, samples: Iterable[Sample]) -> Iterator[list[Encoded]]:
-        """Samples in batches of at most `budget` tokens (at least one sample), the longest first."""
-        encoded = sorted((self.processor.encode(s) for s in samples), key=lambda e: -self._cost(e))
-        batch: list[Encoded] = []
-        room = self.budget
-        for item in encoded:
-            if batch and self._cost(item) > room:
-                yield batch
-                batch, room = [], self.budget
-            batch.append(item)
-            room -= self._cost(item)
-        if batch:
-            yield batch
+    def stream(self, batches: Iterable[list[Job]]) -> Iterator[list[Prediction]]:
+        """Predictions, batch by batch. The next batch's pictures are decoded while the model runs this one."""
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: Future | None = None
+            for batch in batches:
+                following = ahead.submit(self.encode, batch)
+                if waiting:
+                    yield self.answer(waiting.result())
+                waiting = following
+            if waiting:
+                yield self.answer(waiting.result())
 
-    def reply(self, batch: list[Encoded]) -> list[str]:
-        """The reply to every sample."""
-        markers = markers_of(self.processor)
-        ids = answer(self.model, batch, markers, self.processor.end, self.max_new_tokens)
-        return [self.processor.decode(reply) for reply in ids]
+    def encode(self, batch: list[Job]) -> list[tuple[Job, Encoded | str]]:
+        """Jobs with their tokens and pixels, or with what is wrong with them."""
 
-    def item_id(self, sample: Sample) -> str:
-        """Tells a prediction apart by everything it depends on: export, text, pictures, settings."""
-        digest = hashlib.sha256(f"{self.export_id}/{self.max_new_tokens}/{sample.key}/".encode())
-        digest.update(sample.text.model_dump_json().encode())
-        for image in sample.images:
-            digest.update(hashlib.sha256(image).digest())
-        return digest.hexdigest()[:16]
+        def encoded(job: Job) -> Encoded | str:
+            try:
+                return self.processor.encode(job.sample)
+            except DataError as error:
+                return str(error)
 
-    def _cost(self, item: Encoded) -> int:
-        return cost(item, self.model.recipe, self.model.config.slots) + self.max_new_tokens
+        return [(job, encoded(job)) for job in batch]
+
+    def answer(self, batch: list[tuple[Job, Encoded | str]], together: Together = bool) -> list[Prediction]:
+        """The predictions of a batch, in parts where it does not fit into memory."""
+        failed = [Prediction(id=job.id, key=job.sample.key, failed=x) for job, x in batch if isinstance(x, str)]
+        good = [(job, x) for job, x in batch if isinstance(x, Encoded)]
+        return failed + [p for part in self._parts(good) for p in self._run_in_halves(part, together)]
+
+    def _parts(self, batch: list[tuple[Job, Encoded]]) -> Iterator[list[tuple[Job, Encoded]]]:
+        """As large as has fitted so far."""
+        part: list[tuple[Job, Encoded]] = []
+        for job, item in batch:
+            if part and sum(j.cost for j, _ in part) + job.cost > self.most:
+                yield part
+                part = []
+            part.append((job, item))
+        if part:
+            yield part
+
+    def _run_in_halves(self, batch: list[tuple[Job, Encoded]], together: Together) -> list[Prediction]:
+        try:
+            return self._run(batch, together)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200] or "MemoryError"
+        # Outside the handler, whose traceback holds on to the tensors that did not fit.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            job = batch[0][0]
+            return [Prediction(id=job.id, key=job.sample.key, failed=f"does not fit into memory alone: {reason}")]
+        self.most = min(self.most, sum(job.cost for job, _ in batch) // 2)
+        half = len(batch) // 2
+        return self._run_in_halves(batch[:half], together) + self._run_in_halves(batch[half:], together)
+
+    def _run(self, batch: list[tuple[Job, Encoded]], together: Together) -> list[Prediction]:
+        jobs, items = [job for job, _ in batch], [item for _, item in batch]
+        settings, thinking = self.settings, self.settings.thinking
+        if settings.mode == "score":
+            options = [[self._ids(option) for option in job.options] for job in jobs]
+            found = score(self.model, items, self.markers, options, thinking, settings.seed, together)
+            pairs = zip(jobs, found, strict=True)
+            return [Prediction(id=job.id, key=job.sample.key, scores=tuple(x.tolist())) for job, x in pairs]
+        assert settings.max_new_tokens
+        stopped = self._stopped if settings.stop else None
+        decoding = Decoding(
+            self.ends, settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed, stopped
+        )
+        replies = generate(self.model, items, self.markers, decoding, thinking, together)
+        return [
+            Prediction(
+                id=job.id,
+                key=job.sample.key,
+                replies=tuple(self._text(reply.ids) for reply in of_item),
+                finish=tuple(reply.finish for reply in of_item),
+            )
+            for job, of_item in zip(jobs, replies, strict=True)
+        ]
+
+    def _ids(self, option: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _stopped(self, ids: list[int]) -> bool:
+        longest = max(map(len, self.settings.stop))
+        # A token is at least one character or byte, so that the last `longest` tokens hold a text that just ended.
+        tail = self.processor.tokenizer.decode(ids[-longest - 3 :])
+        return any(text in tail for text in self.settings.stop)
+
+    def _text(self, ids: list[int]) -> str:
+        """A reply without what it was stopped by."""
+        text = self.processor.decode(ids)
+        places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
+        return text[: min(places)].strip() if places else text
 
 
-def predict(answerer: Answerer, samples: list[Sample], path: Path) -> list[dict[str, Any]]:
-    """Predictions of all samples; those the file has of this very item are kept, the rest appended as they come."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = {line["id"]: line for line in _whole_lines(path)}
-    ids = [answerer.item_id(s) for s in samples]
-    rest = [s for s, item_id in zip(samples, ids, strict=True) if item_id not in known]
-    with path.open("a") as file, tqdm(total=len(samples), initial=len(samples) - len(rest), unit="item") as bar:
-        for batch in answerer.batches(rest):
-            for item, reply in zip(batch, answerer.reply(batch), strict=True):
-                text, item_id = item.sample.text, answerer.item_id(item.sample)
-                known[item_id] = {
-                    "id": item_id,
-                    "key": item.sample.key,
-                    "task": text.task,
-                    "reply": reply,
-                    "answer": text.answer,
-                    "correct": reply == text.answer.strip(),
-                }
-                file.write(json.dumps(known[item_id]) + "\n")
-            file.flush()
-            bar.update(len(batch))
-    return [known[item_id] for item_id in ids]
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Predictions of an earlier run. A line torn by a kill is cut off, and its item answered again."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
-    for line in whole.splitlines():
-        yield json.loads(line)
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in str(error) for s in OUT_OF_MEMORY)

@@ -43,7 +43,7 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
 def read_results(path: Path) -> list[Result]:
     """DataError when the file is missing or not of this form."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a reply may hold U+2028
         return [Result.model_validate_json(line) for line in lines]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name a folder that an evaluation wrote") from error

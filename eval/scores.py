@@ -1,114 +1,433 @@
-"""Accuracy with intervals, beside chance and what can be had without looking at the pictures."""
+"""Scores of one run on one benchmark, with intervals, beside what can be had without looking at the pictures.
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+Everything is a share from 0 to 1 (tables print points, of 100) and every interval is of 95 %. Two averages are always
+given: `micro` is the mean over items, `macro` the unweighted mean of the sub-tasks. The standard errors follow
+E. Miller, Adding Error Bars to Evals (arXiv 2411.00640), for one run and for two on the same items.
+"""
 
-import numpy as np
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import binomtest
 
-from data.sample import LETTERS, Text
+from data.sample import DataError
+from eval.benchmarks.item import Benchmark
+from eval.results import Result
+
+Z = NormalDist().inv_cdf(0.975)  # 1.959964
+
+_Value = TypeVar("_Value")
 
 
-class Blind:
-    """The baseline that sees no picture: the commonest training answer to the same text.
+class Frozen(BaseModel):
+    """Written to JSON once and read back as it was."""
 
-    Where choices come in another order than in training, it takes the offered choice whose content was most
-    often right for the same question, and for a question never seen the commonest answer of its task.
-    """
-
-    def __init__(self, texts: Iterable[Text]) -> None:
-        by_text: dict[str, Counter[str]] = defaultdict(Counter)
-        by_task: dict[str, Counter[str]] = defaultdict(Counter)
-        self._right_choices: dict[str, Counter[str]] = defaultdict(Counter)
-        for text in texts:
-            by_text[_seen(text)][text.answer] += 1
-            by_task[text.task][text.answer] += 1
-            if text.choices is not None:
-                self._right_choices[_question(text)][text.choices[LETTERS.index(text.answer)]] += 1
-        self._by_text = {seen: _commonest(answers) for seen, answers in by_text.items()}
-        self._by_task = {task: _commonest(answers) for task, answers in by_task.items()}
-        self.answers = {task: len(answers) for task, answers in by_task.items()}
-
-    def answer(self, text: Text) -> str:
-        """Its answer: a letter where there are choices."""
-        if _seen(text) in self._by_text:
-            return self._by_text[_seen(text)]
-        right = self._right_choices.get(_question(text), Counter())
-        counts = [right[choice] for choice in text.choices or ()]
-        if any(counts):
-            return LETTERS[counts.index(max(counts))]
-        return self._by_task.get(text.task, "")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _question(text: Text) -> str:
-    return f"{text.task}\n{text.question}"
-
-
-def _seen(text: Text) -> str:
-    return "\n".join((_question(text), *(text.choices or ())))
-
-
-def _commonest(answers: Counter[str]) -> str:
-    return min(answers, key=lambda answer: (-answers[answer], answer))
-
-
-@dataclass(frozen=True)
-class Score:
-    """One group of items. Intervals are of 95 %: Wilson's for the accuracy, normal for the paired gain."""
-
-    n: int
-    accuracy: float
+class Estimate(Frozen):
+    value: float
+    se: float
     low: float
     high: float
-    blind: float
-    chance: float
-    gain: float  # accuracy minus blind, on the same items
-    gain_low: float
-    gain_high: float
 
 
-def score(correct: list[bool], blind: list[bool], chance: list[float]) -> Score:
-    """Scores of items that are in the same order in all three lists."""
-    n = len(correct)
-    interval = binomtest(sum(correct), n).proportion_ci(method="wilson")
-    differences = np.asarray(correct, float) - np.asarray(blind, float)
-    gain = float(differences.mean())
-    margin = 1.96 * float(differences.std(ddof=1)) / n**0.5 if n > 1 else 2.0  # one item says nothing
-    return Score(
-        n=n,
-        accuracy=sum(correct) / n,
-        low=float(interval.low),
-        high=float(interval.high),
-        blind=sum(blind) / n,
-        chance=sum(chance) / n,
-        gain=gain,
-        gain_low=gain - margin,
-        gain_high=gain + margin,
+class Means(Frozen):
+    macro: Estimate
+    micro: Estimate
+
+
+class Level(Frozen):
+    """A baseline on the same items."""
+
+    macro: float
+    micro: float
+
+
+class Range(Frozen):
+    """The accuracy with items that have no answer counted as wrong, and at chance (1 / choices)."""
+
+    low: float
+    high: float
+
+
+class Bounds(Frozen):
+    macro: Range
+    micro: Range
+
+
+class LabelSet(Frozen):
+    hash: str
+    version: str
+
+
+class Score(Frozen):
+    """One group of items."""
+
+    n: int
+    correct: int
+    accuracy: float  # an item without an answer is wrong
+    low: float  # Wilson's interval
+    high: float
+    chance: float | None  # mean of 1 / choices; None where an open question's is not known
+    majority: float  # of always giving the group's commonest right answer; ties go to the first in the alphabet
+    majority_letter: str  # that answer: a letter, of open questions their text
+    blind: float | None = None  # the same model without pictures
+    gain_over_blind: Estimate | None = None  # accuracy - blind, paired by item
+    text: float | None = None  # the text baseline (eval/text_baseline.py)
+    gain_over_text: Estimate | None = None
+    unresolved: int = 0  # replies that no rule could read
+    failed: int = 0  # items that could not be run
+    cut: int = 0  # items with a reply that ended at the token limit
+    credited: float  # accuracy with unresolved and failed items at chance; open questions of unknown chance at 0
+
+
+class Scores(Frozen):
+    """What scores.json holds."""
+
+    benchmark: str
+    split: str
+    n: int
+    official: Literal["macro", "micro"]  # the average that the benchmark's authors print
+    macro: Estimate
+    micro: Estimate
+    apart: dict[str, Means]  # by sub-task: the averages without it
+    chance: Level | None
+    majority: Level  # of always giving each sub-task's commonest right answer
+    blind: Level | None
+    gain_over_blind: Estimate | None  # micro, paired
+    text: Level | None
+    gain_over_text: Estimate | None
+    bounds: Bounds
+    tasks: dict[str, Score]
+    groups: dict[str, dict[str, Score]]  # by grouping and its value, e.g. difficulty, hard
+    unresolved: int
+    failed: int
+    cut: int
+    labels: LabelSet
+    settings: dict[str, Any]
+    warnings: list[str]
+
+
+def proportion(correct: int, n: int) -> Estimate:
+    """An accuracy: SE sqrt(p (1 - p) / n), and Wilson's interval, which holds for few items and for 0 and 1 too."""
+    p = correct / n
+    wilson = binomtest(correct, n).proportion_ci(method="wilson")
+    return Estimate(value=p, se=sqrt(p * (1 - p) / n), low=float(wilson.low), high=float(wilson.high))
+
+
+def macro_mean(tasks: Iterable[Score]) -> Estimate:
+    """Mean of K sub-tasks: SE (1 / K) sqrt(sum of p (1 - p) / n), normal interval.
+
+    A sub-task that is all right or all wrong adds nothing to the SE, so for very few items it is too small.
+    """
+    scores = list(tasks)
+    se = sqrt(sum(s.accuracy * (1 - s.accuracy) / s.n for s in scores)) / len(scores)
+    return _normal(fmean(s.accuracy for s in scores), se, at_least=0)
+
+
+def paired_difference(only_a: int, only_b: int, n: int) -> Estimate:
+    """B - A on the same n items, of which `only_a` and `only_b` were right in one run alone.
+
+    The n differences are -1, 0 or 1; SE = sqrt(their variance (n - 1 degrees of freedom) / n), normal interval.
+    One item says nothing: SE 1, the interval everything.
+    """
+    value = (only_b - only_a) / n
+    if n == 1:
+        return Estimate(value=value, se=1.0, low=-1.0, high=1.0)
+    variance = (only_a + only_b - n * value**2) / (n - 1)
+    return _normal(value, sqrt(max(0.0, variance) / n), at_least=-1)
+
+
+def _normal(value: float, se: float, at_least: float) -> Estimate:
+    return Estimate(value=value, se=se, low=max(at_least, value - Z * se), high=min(1.0, value + Z * se))
+
+
+def score(
+    benchmark: Benchmark,
+    results: Sequence[Result],
+    settings: dict[str, Any],
+    blind: Sequence[Result] | None = None,
+    text: Sequence[bool] | None = None,
+    open_chance: Mapping[str, float] | None = None,
+) -> Scores:
+    """Everything about one run. `blind`: the run without pictures on the same items, in any order; `text`: whether the
+    text baseline was right, in the order of the results; `open_chance`: by task, chance of its open questions."""
+    if not results:
+        raise DataError(f"{benchmark.name}: no results to score; evaluate at least one item")
+    rows = _rows(benchmark.name, results, blind, text, open_chance or {})
+    tasks = {name: _score(group) for name, group in _grouped(rows, [r.task for r in results]).items()}
+    whole = _score(rows)
+    macro = macro_mean(tasks.values())
+    return Scores(
+        benchmark=benchmark.name,
+        split=benchmark.split,
+        n=len(rows),
+        official=benchmark.mean,
+        macro=macro,
+        micro=proportion(whole.correct, whole.n),
+        apart={name: _without(name, tasks) for name in benchmark.apart if name in tasks and len(tasks) > 1},
+        chance=_level(tasks, lambda s: s.chance),
+        majority=_known(_level(tasks, lambda s: s.majority)),
+        blind=_level(tasks, lambda s: s.blind),
+        gain_over_blind=whole.gain_over_blind,
+        text=_level(tasks, lambda s: s.text),
+        gain_over_text=whole.gain_over_text,
+        bounds=_bounds(tasks),
+        tasks=tasks,
+        groups=_groups(rows),
+        unresolved=whole.unresolved,
+        failed=whole.failed,
+        cut=whole.cut,
+        labels=LabelSet(hash=benchmark.labels.hash, version=benchmark.labels.version),
+        settings=settings,
+        warnings=[*benchmark.warnings, *_warnings(benchmark, len(rows), macro)],
     )
 
 
-def by_task(predictions: list[dict[str, Any]], texts: list[Text], blind: Blind) -> dict[str, Score]:
-    """Scores of all items (under `all`) and of every task. Predictions and texts in the same order."""
-    groups: dict[str, list[int]] = {"all": list(range(len(texts)))}
-    for index, text in enumerate(texts):
-        groups.setdefault(text.task, []).append(index)
-    correct = [bool(p["correct"]) for p in predictions]
-    without = [blind.answer(text) == text.answer for text in texts]
-    chance = [1 / (len(t.choices) if t.choices else max(1, blind.answers.get(t.task, 1))) for t in texts]
-    return {
-        name: score([correct[i] for i in group], [without[i] for i in group], [chance[i] for i in group])
-        for name, group in groups.items()
-    }
+class _Row(NamedTuple):
+    """An item with what the baselines said to it."""
+
+    result: Result
+    chance: float | None
+    blind: bool | None
+    text: bool | None
 
 
-def table(scores: dict[str, Score]) -> str:
-    """Scores as a text table, all items first; every interval is of 95 %."""
-    columns = f"{'task':<20}{'n':>6}{'accuracy':>10}  {'interval':<16}{'blind':>7}{'chance':>8}"
-    lines = [f"{columns}{'gain':>8}  interval"]
-    for name, s in scores.items():
-        accuracy = f"{s.accuracy:>10.3f}  {f'[{s.low:.3f}, {s.high:.3f}]':<16}"
-        gain = f"{s.gain:>+8.3f}  [{s.gain_low:+.3f}, {s.gain_high:+.3f}]"
-        lines.append(f"{name:<20}{s.n:>6}{accuracy}{s.blind:>7.3f}{s.chance:>8.3f}{gain}")
-    return "\n".join(lines)
+def _rows(
+    name: str,
+    results: Sequence[Result],
+    blind: Sequence[Result] | None,
+    text: Sequence[bool] | None,
+    open_chance: Mapping[str, float],
+) -> list[_Row]:
+    seen = {r.key: r for r in blind or ()}
+    if blind is not None and {k: r.label for k, r in seen.items()} != {r.key: r.label for r in results}:
+        raise DataError(f"{name}: the run without pictures has other items or labels; evaluate both on the same items")
+    texts = text if text is not None else [None] * len(results)
+    return [
+        _Row(
+            result=r,
+            chance=1 / r.n_choices if r.n_choices else open_chance.get(r.task),
+            blind=seen[r.key].correct if blind is not None else None,
+            text=right,
+        )
+        for r, right in zip(results, texts, strict=True)
+    ]
+
+
+def _grouped(rows: Iterable[_Row], names: Iterable[str | None]) -> dict[str, list[_Row]]:
+    """In the order in which the names first come up; rows without one are in no group."""
+    groups: dict[str, list[_Row]] = {}
+    for row, name in zip(rows, names, strict=True):
+        if name is not None:
+            groups.setdefault(name, []).append(row)
+    return groups
+
+
+def _groups(rows: Sequence[_Row]) -> dict[str, dict[str, Score]]:
+    kinds = dict.fromkeys(kind for row in rows for kind in row.result.groups)
+    grouped = {kind: _grouped(rows, [row.result.groups.get(kind) for row in rows]) for kind in kinds}
+    return {kind: {name: _score(group) for name, group in groups.items()} for kind, groups in grouped.items()}
+
+
+def _score(rows: Sequence[_Row]) -> Score:
+    results = [row.result for row in rows]
+    n, correct = len(rows), sum(r.correct for r in results)
+    labels = Counter(r.label for r in results)
+    letter = min(labels, key=lambda label: (-labels[label], label))
+    estimate = proportion(correct, n)
+    return Score(
+        n=n,
+        correct=correct,
+        accuracy=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        chance=_mean(row.chance for row in rows),
+        majority=labels[letter] / n,
+        majority_letter=letter,
+        blind=_mean(row.blind for row in rows),
+        gain_over_blind=_gain((r.correct, row.blind) for r, row in zip(results, rows, strict=True)),
+        text=_mean(row.text for row in rows),
+        gain_over_text=_gain((r.correct, row.text) for r, row in zip(results, rows, strict=True)),
+        unresolved=sum(r.answer is None and r.failed is None for r in results),
+        failed=sum(r.failed is not None for r in results),
+        cut=sum("length" in r.finish for r in results),
+        credited=(correct + sum(row.chance or 0.0 for row in rows if row.result.answer is None)) / n,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None when any is missing: a mean of the others would be of other items."""
+    known = list(values)
+    return None if None in known else fmean(_known(value) for value in known)
+
+
+def _known(value: _Value | None) -> _Value:
+    assert value is not None
+    return value
+
+
+def _gain(pairs: Iterable[tuple[bool, bool | None]]) -> Estimate | None:
+    counts = Counter(pairs)
+    if any(other is None for _, other in counts):
+        return None
+    return paired_difference(counts[False, True], counts[True, False], counts.total())
+
+
+def _level(tasks: Mapping[str, Score], of: Callable[[Score], float | None]) -> Level | None:
+    """Both averages of one figure of the sub-tasks."""
+    values = [of(s) for s in tasks.values()]
+    if None in values:
+        return None
+    sizes = [s.n for s in tasks.values()]
+    return Level(macro=fmean(map(_known, values)), micro=fmean(map(_known, values), weights=sizes))
+
+
+def _bounds(tasks: Mapping[str, Score]) -> Bounds:
+    low, high = _known(_level(tasks, lambda s: s.accuracy)), _known(_level(tasks, lambda s: s.credited))
+    return Bounds(macro=Range(low=low.macro, high=high.macro), micro=Range(low=low.micro, high=high.micro))
+
+
+def _without(name: str, tasks: Mapping[str, Score]) -> Means:
+    rest = [s for other, s in tasks.items() if other != name]
+    return Means(macro=macro_mean(rest), micro=proportion(sum(s.correct for s in rest), sum(s.n for s in rest)))
+
+
+def _warnings(benchmark: Benchmark, n: int, macro: Estimate) -> list[str]:
+    found = []
+    if n != len(benchmark.items):
+        found.append(f"{n} of the {len(benchmark.items)} items were evaluated: not comparable with published figures")
+    if macro.se == 0:
+        found.append("macro: every sub-task is all right or all wrong, so its interval says nothing; add items")
+    return found
+
+
+def read_scores(path: Path) -> Scores:
+    """DataError when the file is missing or not of this form."""
+    try:
+        return Scores.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name a folder that an evaluation wrote") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not the scores of an evaluation; evaluate again") from error
+
+
+def metrics(scores: Scores) -> dict[str, float]:
+    """For MLflow, by names such as eval/blink/task/Jigsaw."""
+    means = {"macro": scores.macro, "micro": scores.micro}
+    found = {name: mean.value for name, mean in means.items()}
+    found |= {f"{name}_se": mean.se for name, mean in means.items()}
+    for name in ("chance", "majority", "blind", "text"):
+        if level := getattr(scores, name):
+            found |= {f"{name}/macro": level.macro, f"{name}/micro": level.micro}
+    for name, apart in scores.apart.items():
+        found |= {f"without/{name}/macro": apart.macro.value, f"without/{name}/micro": apart.micro.value}
+    found |= {name: float(getattr(scores, name)) for name in ("unresolved", "failed", "cut")}
+    found |= {f"task/{name}": s.accuracy for name, s in scores.tasks.items()}
+    found |= {f"group/{kind}/{name}": s.accuracy for kind, group in scores.groups.items() for name, s in group.items()}
+    metric: dict[str, float] = {}
+    for name, value in found.items():
+        allowed = _metric_name(f"eval/{scores.benchmark}/{name}")
+        while allowed in metric:  # of two names that differ in other characters alone
+            allowed += "_"
+        metric[allowed] = value
+    return metric
+
+
+def _metric_name(name: str) -> str:
+    """What MLflow takes: letters, digits and `_-. /`, at most 250 of them, and no path that could be shortened."""
+    parts = re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)[:240].split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)
+
+
+def percent(share: float | None, form: str = ".2f") -> str:
+    return "-" if share is None else format(100 * share, form)
+
+
+def interval(of: Estimate | Score, form: str = ".1f") -> str:
+    return f"[{percent(of.low, form)}, {percent(of.high, form)}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A text table, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    )
+
+
+def table(scores: Scores) -> str:
+    """For the terminal."""
+    rows = [[" ".join(cell.split()) for cell in row] for row in _table_rows(scores)]
+    return "\n".join([_head(scores), aligned(rows), *_notes(scores)])
+
+
+def markdown(scores: Scores) -> str:
+    """To paste."""
+    header, *rows = ["| " + " | ".join(map(_cell, row)) + " |" for row in _table_rows(scores)]
+    rule = "|---|" + "---:|" * (len(_table_rows(scores)[0]) - 1)
+    notes = [f"- {note}" for note in _notes(scores)]
+    return "\n".join([_head(scores), "", header, rule, *rows, "", *notes]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", r"\\").replace("|", r"\|")
+
+
+def _head(scores: Scores) -> str:
+    told = [f"{scores.benchmark} {scores.split}: {scores.n} items"]
+    told.append(f"labels {scores.labels.hash} ({scores.labels.version})")
+    told += [f"{name} {scores.settings[name]}" for name in ("prompt", "mode") if scores.settings.get(name) is not None]
+    return " ".join(", ".join(told).split())
+
+
+def _table_rows(scores: Scores) -> list[list[str]]:
+    """Header, sub-tasks, groups, averages; what the run has no baseline for gets no column."""
+    baselines = [name for name in ("blind", "text") if getattr(scores, name) is not None]
+    header = ["points", "n", "accuracy", "95 %", "unresolved", "chance", "majority"]
+    rows = [header + [column for name in baselines for column in (name, f"over {name}")]]
+    groups = {f"{kind}: {name}": s for kind, group in scores.groups.items() for name, s in group.items()}
+    for name, s in (scores.tasks | groups).items():
+        row = [name, str(s.n), percent(s.accuracy), interval(s), str(s.unresolved), percent(s.chance)]
+        beside = [
+            cell for b in baselines for cell in (percent(getattr(s, b)), _gain_cell(getattr(s, f"gain_over_{b}")))
+        ]
+        rows.append([*row, percent(s.majority), *beside])
+    for kind, mean in (("macro", scores.macro), ("micro", scores.micro)):
+        name = f"{kind} (official)" if kind == scores.official else kind
+        row = [name, str(scores.n), percent(mean.value), interval(mean), str(scores.unresolved)]
+        for level in (scores.chance, scores.majority):
+            row.append(percent(getattr(level, kind, None)))
+        for b in baselines:  # the gain over all items is a micro average
+            gain = getattr(scores, f"gain_over_{b}") if kind == "micro" else None
+            row += [percent(getattr(getattr(scores, b), kind)), _gain_cell(gain)]
+        rows.append(row)
+    for name, apart in scores.apart.items():
+        n = str(scores.n - scores.tasks[name].n)
+        for kind, mean in (("macro", apart.macro), ("micro", apart.micro)):
+            row = [f"{kind} without {name}", n, percent(mean.value), interval(mean)]
+            rows.append(row + [""] * (len(rows[0]) - len(row)))
+    return rows
+
+
+def _gain_cell(gain: Estimate | None) -> str:
+    return "" if gain is None else f"{percent(gain.value, '+.2f')} {interval(gain, '+.1f')}"
+
+
+def _notes(scores: Scores) -> list[str]:
+    notes = [f"unresolved {scores.unresolved}, failed {scores.failed}, cut off {scores.cut} of {scores.n} items"]
+    if scores.unresolved + scores.failed:
+        bounds = ", ".join(
+            f"{kind} {percent(b.low)} to {percent(b.high)}"
+            for kind, b in (("macro", scores.bounds.macro), ("micro", scores.bounds.micro))
+        )
+        notes.append(f"unresolved and failed counted wrong (as above) or at chance: {bounds}")
+    return [" ".join(note.split()) for note in [*notes, *(f"warning: {w}" for w in scores.warnings)]]

@@ -19,10 +19,11 @@ from model.backbones.qwen3_vl import Qwen3VL
 from model.batch import Markers
 from model.latent import LatentConfig
 from model.latent_vlm import LatentVLM
-from model.objective import Recipe
+from model.objective import RECIPES, Recipe
 
 FAMILIES: dict[str, type[Backbone]] = {cls.family: cls for cls in (Qwen2_5VL, Qwen3VL)}
 WEIGHTS = "model.safetensors"
+LATENT_FACTS = "latent.json"  # of an export
 
 
 class ModelError(UserError):
@@ -169,13 +170,23 @@ def shape_only(config: ModelConfig, latent: LatentConfig, recipe: Recipe, layers
         return LatentVLM(prepare(cls.from_config(architecture), config), latent, recipe)
 
 
-def load_export(folder: Path) -> LatentVLM:
-    """An exported checkpoint (Hugging Face folder, latent.json, latent.safetensors) in fp32."""
-    facts = json.loads((folder / "latent.json").read_text())
-    backbone = load_backbone(ModelConfig(folder=folder))
-    model = LatentVLM(backbone, LatentConfig(**facts["latent"]), Recipe(**facts["recipe"]))
+def load_export(
+    folder: Path, bf16: bool = False, attention: Choice = "auto", vision_attention: Choice = "auto"
+) -> LatentVLM:
+    """An exported checkpoint (Hugging Face folder, latent.json, latent.safetensors); its latent parts in fp32."""
+    facts = json.loads((folder / LATENT_FACTS).read_text())
+    config = ModelConfig(folder=folder, attention=attention, vision_attention=vision_attention)
+    model = LatentVLM(load_backbone(config, bf16), LatentConfig(**facts["latent"]), Recipe(**facts["recipe"]))
     missing = model.load_state_dict(load_file(folder / "latent.safetensors"), strict=False)
     wrong = [n for n in missing.missing_keys if not n.startswith("backbone.")] + missing.unexpected_keys
     if wrong:
         raise ModelError(f"{folder}/latent.safetensors: weights missing or left over: {wrong}; export again")
     return model
+
+
+def load_plain(
+    folder: Path, bf16: bool = False, attention: Choice = "auto", vision_attention: Choice = "auto"
+) -> LatentVLM:
+    """Any Hugging Face folder of a known family, without latents: the model that others are compared with."""
+    config = ModelConfig(folder=folder, attention=attention, vision_attention=vision_attention)
+    return LatentVLM(load_backbone(config, bf16), LatentConfig(), RECIPES["sft"])

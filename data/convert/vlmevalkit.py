@@ -15,19 +15,19 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from data.convert.row import Row, build, load, make
 from data.sample import IMAGE_MARK, LETTERS, DataError
 
-__all__ = ["add_arguments", "load", "of_arguments", "rows"]
+__all__ = ["add_arguments", "load", "of_arguments", "options", "parse", "records", "rows"]
 
 MOST_BYTES = 64 * 2**20  # of one row; the csv module takes four times that
 SHORT = 64  # an image cell up to this length names another row, as in VLMEvalKit
 _NUMBERED = re.compile(r"<image (\d+)>")
 Record = dict[str, str]
+Full = tuple[Record, list[Path | bytes]]  # the cells of a row and its pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +45,27 @@ def of_arguments(arguments: argparse.Namespace) -> Iterator[Row]:
 
 def rows(file: Path, images: Path | None = None, split: str | None = None, source: str | None = None) -> Iterator[Row]:
     """Rows of the file in its order."""
+    yield from build(source or file.stem, records(file, split), lambda full: [parse(*full)], images)
+
+
+def records(file: Path, split: str | None = None) -> Iterator[tuple[str, Full | DataError]]:
+    """(place, (cells, pictures)) of the rows of a split in their order, or what is wrong with a row."""
     try:
         with file.open("rb") as lines, file.open("rb") as again, closing(_Shared(file, again)) as shared:
-            table = _Table(file, lines)
-            found = ((p, r) for p, r in table if split is None or isinstance(r, DataError) or r.get("split") == split)
-            yield from build(source or file.stem, found, partial(_parse, shared=shared), images)
+            for place, record in _Table(file, lines):
+                if isinstance(record, DataError):
+                    yield place, record
+                elif split is None or record.get("split") == split:
+                    yield place, _full(record, shared)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error}); check the path") from error
+
+
+def _full(record: Record, shared: "_Shared") -> Full | DataError:
+    try:
+        return record, _images(record, shared)
+    except DataError as error:
+        return error
 
 
 class _Table:
@@ -133,18 +147,24 @@ class _Shared:
         return cell
 
 
-def _parse(record: Record, shared: _Shared) -> list[Row]:
-    options = [record.get(letter, "").strip() for letter in LETTERS]
-    while options and not options[-1]:
-        options.pop()
-    if "" in options:
-        raise DataError(f"option {LETTERS[options.index('')]} is empty before others; mend it or leave the row out")
-    question, hint = record["question"].strip(), record.get("hint", "").strip()
-    texts, images = _placed([question, *options], _images(record, shared))
-    if hint and question:
+def parse(record: Record, images: list[Path | bytes]) -> Row:
+    """The row of a record, not yet numbered."""
+    hint = record.get("hint", "").strip()
+    texts, images = _placed([record["question"].strip(), *options(record)], images)
+    if hint and record["question"].strip():
         texts[0] = f"Hint: {hint}\n{texts[0]}"
     answer, task = record.get("answer", "").strip(), record.get("category", "").strip()
-    return [make(texts[0], answer, choices=texts[1:], task=task, images=images)]
+    return make(texts[0], answer, choices=texts[1:], task=task, images=images)
+
+
+def options(record: Record) -> list[str]:
+    """The texts of its options `A`, `B`, ..., without the empty ones at the end."""
+    found = [record.get(letter, "").strip() for letter in LETTERS]
+    while found and not found[-1]:
+        found.pop()
+    if "" in found:
+        raise DataError(f"option {LETTERS[found.index('')]} is empty before others; mend it or leave the row out")
+    return found
 
 
 def _images(record: Record, shared: _Shared) -> list[Path | bytes]:

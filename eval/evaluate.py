@@ -1,0 +1,211 @@
+"""An evaluation from a benchmark and a model to predictions, results, scores and a page."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from data.sample import DataError
+from eval import record, workers, zero3
+from eval.answer import Job, Planner
+from eval.benchmarks.item import Benchmark, Item, Prompt, sample_of
+from eval.judge import Judge, JudgeConfig
+from eval.models import Model
+from eval.paired import Comparison, compare
+from eval.predictions import Prediction, Predictions
+from eval.read_out import read_out
+from eval.report import write_report
+from eval.results import Result, as_json, read_results, write_results
+from eval.scores import Scores, markdown, read_scores, score, table
+from eval.settings import FREE, Settings, SettingsError
+
+PACKAGES = ("torch", "transformers", "deepspeed", "flash-attn", "pillow", "tokenizers")
+MOST_TOKENS = 1024  # of a reply, where neither the settings nor the benchmark say
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation as it was asked for."""
+
+    settings: Settings
+    out: Path | None = None  # default: beside the model
+    rules: str = "plain"
+    judge: JudgeConfig | None = None
+    with_blind: bool = False  # once more without the pictures, as a baseline
+    baseline: Path | None = None  # another evaluation's folder, compared with this one
+    only: Callable[[Item], bool] | None = None  # which items to take
+    retry: bool = False  # items that could not be run before
+    rank: int = 0  # of several, with zero3
+    max_new_tokens: int = MOST_TOKENS  # of the benchmark
+    summary: Callable[[Scores], dict[str, Any]] = lambda scores: {}  # more for the run's summary
+    text: Callable[[list[Item]], tuple[list[bool], dict[str, float]]] | None = None  # a text baseline, chance by task
+
+
+def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | None:
+    """All of it; prints the table and where the page is. Every file but predictions.jsonl is made anew.
+
+    None on the ranks of `zero3` that help the first.
+    """
+    settings, prompt = _settled(benchmark, model, request)
+    name = label(benchmark.name, request.settings)
+    out = request.out or _folder(model) / name
+    items = [item for item in benchmark.items if request.only is None or request.only(item)]
+    if not items:
+        raise DataError(f"{benchmark.name}: no item is left; choose others with --tasks or --limit")
+    jobs = plan(items, prompt, model, settings, request.with_blind)
+    if request.rank > 0:
+        zero3.help_first(model, settings, jobs.batches)
+        return None
+    for warning in benchmark.warnings:
+        print(f"warning: {warning}")
+    said = predict(jobs, model, settings, out / "predictions.jsonl", request.retry)
+    judge = Judge(request.judge, out / "judge.jsonl") if request.judge else None
+    results = read_out(benchmark, said[settings.blind], request.rules, judge)
+    blind = read_out(benchmark, said[True], request.rules, judge) if request.with_blind else None
+    text, chance = request.text(items) if request.text else (None, None)
+    facts = _facts(model, settings, prompt, request)
+    scores = score(benchmark, results, facts, blind, text, chance)
+    comparison, others = _compared(request.baseline, scores, results)
+    write_results(out / "results.jsonl", results)
+    _write(out / "scores.json", as_json(scores.model_dump(mode="json")))
+    _write(out / "scores.md", markdown(scores) + "\n")
+    page = write_report(out / "report.html", str(model.folder), scores, benchmark, results, comparison, others)
+    files = [out / "scores.json", out / "scores.md", page, out / "results.jsonl", out / "predictions.jsonl"]
+    print(table(scores))
+    if comparison:
+        print(f"against {request.baseline}: {comparison.verdict}")
+    summary = record.summarise(model, name, scores, request.summary(scores))
+    record.track(model, name, scores, summary, files)
+    print(f"report: {page}")
+    return scores
+
+
+def label(benchmark: str, settings: Settings) -> str:
+    """A benchmark's name with what was set by hand, so that evaluations of one checkpoint stand side by side."""
+    default = Settings()
+    set_by_hand = {k: v for k, v in settings.model_dump().items() if v != getattr(default, k) and k not in FREE}
+    return ",".join([benchmark, *(f"{k}={v}" for k, v in set_by_hand.items())]).replace("/", "_")[:200]
+
+
+class Plan(NamedTuple):
+    """The jobs of an evaluation, with pictures (False) and without (True), and the batches they make."""
+
+    jobs: dict[bool, list[Job]]
+    batches: list[list[Job]]
+
+
+def plan(items: list[Item], prompt: Prompt, model: Model, settings: Settings, with_blind: bool) -> Plan:
+    """The same for the same items and settings, whatever was done before."""
+    jobs, batches = {}, []
+    for blind in sorted({settings.blind, settings.blind or with_blind}):
+        planner = Planner(model, settings.model_copy(update={"blind": blind}))
+        made = (planner.job(sample_of(item, prompt, blind), _options(item, prompt, settings)) for item in items)
+        jobs[blind] = list(tqdm(made, "planning", len(items), leave=False, disable=len(items) < 1000))
+        batches += planner.batches(jobs[blind])
+    return Plan(jobs, batches)
+
+
+def predict(jobs: Plan, model: Model, settings: Settings, path: Path, retry: bool) -> dict[bool, dict[str, Prediction]]:
+    """Predictions by key, with pictures and without. Those that the file has are kept, others added as they come."""
+    kept = Predictions(path)
+    if retry:
+        kept.forget_failures()
+    # Whole batches, so that a killed run gives the numbers of an unbroken one to the last digit.
+    todo = [n for n, batch in enumerate(jobs.batches) if any(job.id not in kept.known for job in batch)]
+    run = zero3.lead if settings.zero3 else workers.run
+    for found in _shown(run(model, settings, jobs.batches, todo), jobs.batches, kept):
+        kept.add(found)
+    kept.close()
+    return {blind: {job.sample.key: kept.known[job.id] for job in own} for blind, own in jobs.jobs.items()}
+
+
+def _options(item: Item, prompt: Prompt, settings: Settings) -> tuple[str, ...]:
+    if settings.mode == "generate":
+        return ()
+    if not item.n_choices:
+        raise SettingsError(
+            f"{item.key}: has no options, which mode score needs; use generate, or leave it out by --tasks"
+        )
+    return tuple(prompt.reply.format(letter=letter) for letter in item.letters)
+
+
+def _shown(
+    found: Iterator[list[Prediction]], batches: list[list[Job]], kept: Predictions
+) -> Iterator[list[Prediction]]:
+    """The same, with a bar whose time left goes by tokens, as the longest items come first."""
+    costs = {job.id: job.cost for batch in batches for job in batch}
+    done = sum(cost for name, cost in costs.items() if name in kept.known)
+    total = sum(costs.values())
+    with tqdm(total=total, initial=done, unit="token", unit_scale=True, disable=done == total) as bar:
+        for predictions in found:
+            yield predictions
+            bar.update(sum(costs[p.id] for p in predictions))
+            bar.set_postfix_str(f"{sum(name in kept.known for name in costs)} of {len(costs)} items")
+
+
+def _settled(benchmark: Benchmark, model: Model, request: Request) -> tuple[Settings, Prompt]:
+    """Settings with what is left to the benchmark and to the model filled in, and the prompt they name."""
+    settings = model.effective(request.settings)
+    name = settings.prompt or next(iter(benchmark.prompts))
+    if name not in benchmark.prompts:
+        raise SettingsError(f"--prompt {name}: {benchmark.name} has {', '.join(benchmark.prompts)}; name one of these")
+    filled: dict[str, Any] = {"prompt": name}
+    if settings.mode == "generate":
+        filled["max_new_tokens"] = settings.max_new_tokens or request.max_new_tokens
+    return settings.model_copy(update=filled), benchmark.prompts[name]
+
+
+def _folder(model: Model) -> Path:
+    return (model.run or Path("runs")) / "eval" / model.folder.resolve().name
+
+
+def _facts(model: Model, settings: Settings, prompt: Prompt, request: Request) -> dict[str, Any]:
+    """Everything that the numbers depend on, for the result."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "model": str(model.folder),
+        "model_id": model.id,
+        "step": model.step,
+        **settings.model_dump(mode="json"),
+        "prompt": prompt.id,
+        "rules": request.rules,
+        "judge": request.judge.model if request.judge else None,
+        "device": device,
+        "versions": dict(_versions()),
+    }
+
+
+def _versions() -> Iterable[tuple[str, str]]:
+    for package in ("amvl", *PACKAGES):
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _compared(
+    folder: Path | None, scores: Scores, results: list[Result]
+) -> tuple[Comparison | None, list[Result] | None]:
+    """This evaluation against another one of the same items."""
+    if folder is None:
+        return None, None
+    other, others = read_scores(folder / "scores.json"), read_results(folder / "results.jsonl")
+    for name in ("benchmark", "split"):
+        if getattr(other, name) != getattr(scores, name):
+            raise DataError(
+                f"{folder}: of {name} {getattr(other, name)}, not {getattr(scores, name)}; name another one"
+            )
+    if other.labels.hash != scores.labels.hash:
+        raise DataError(f"{folder}: labels {other.labels.hash}, not {scores.labels.hash}; evaluate it on the same data")
+    return compare(others, results, scores.official), others
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.rename(path)

@@ -1,0 +1,150 @@
+"""What is evaluated: a run, a checkpoint of it, an export, or a plain Hugging Face model."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2VLImageProcessorPil
+
+from data.processor import Processor
+from eval.settings import Settings
+from model.attention import choose
+from model.build import LATENT_FACTS, ModelError, check_weights, load_export, load_plain, read_architecture
+from model.generate import check
+from model.latent_vlm import LatentVLM
+from model.objective import RECIPES, Recipe
+
+PIECES, PIECE = 16, 2**20  # of a weight file are looked at to tell it from others
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder that can be loaded, and what is known of it without doing so."""
+
+    folder: Path  # Hugging Face layout; an export has latent.json as well
+    id: str  # tells it apart from every other
+    run: Path | None  # that it belongs to
+    step: int | None
+
+    @property
+    def latent(self) -> bool:
+        return (self.folder / LATENT_FACTS).is_file()
+
+    @property
+    def recipe(self) -> Recipe:
+        facts = _json(self.folder / LATENT_FACTS) if self.latent else None
+        return Recipe(**facts["recipe"]) if facts else RECIPES["sft"]
+
+    def effective(self, settings: Settings) -> Settings:
+        """The same settings with what is left to the model filled in; an error where it cannot do so."""
+        check(self.recipe, settings.thinking)
+        cuda = torch.cuda.is_available()
+        bf16 = settings.dtype == "bf16" or (settings.dtype == "auto" and cuda)
+        family, config = read_architecture(self.folder / "config.json")
+        language, vision = family.head_sizes(config)
+        smallest, largest = self._pixels()
+        filled = {
+            "latents": settings.latents if self.recipe.latents != "none" else "off",
+            "dtype": "bf16" if bf16 else "fp32",
+            "attention": choose(settings.attention, {"language model": language}, bf16).name,
+            "vision_attention": choose(settings.vision_attention, {"vision tower": vision}, bf16).name,
+            "min_pixels": settings.min_pixels or min(smallest, settings.max_pixels or smallest),
+            "max_pixels": settings.max_pixels or max(largest, settings.min_pixels or largest),
+        }
+        return settings.model_copy(update=filled)
+
+    def _pixels(self) -> tuple[int, int]:
+        """The limits it was trained with, or those of its image processor."""
+        if self.latent:
+            facts = _json(self.folder / LATENT_FACTS)
+            return facts["min_pixels"], facts["max_pixels"]
+        size = Qwen2VLImageProcessorPil.from_pretrained(str(self.folder)).size
+        return size["shortest_edge"], size["longest_edge"]
+
+    def processor(self, settings: Settings) -> Processor:
+        """With effective settings."""
+        assert settings.min_pixels and settings.max_pixels
+        try:
+            return Processor(str(self.folder), settings.min_pixels, settings.max_pixels)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.folder}: no tokenizer or image processor ({error}); fetch it again") from error
+
+    def load(self, settings: Settings) -> LatentVLM:
+        """With effective settings, on the CPU."""
+        load = load_export if self.latent else load_plain
+        return load(self.folder, settings.dtype == "bf16", settings.attention, settings.vision_attention).eval()
+
+    def ends(self, processor: Processor) -> frozenset[int]:
+        """Token ids that end a reply."""
+        path = self.folder / "generation_config.json"
+        more = _json(path).get("eos_token_id") if path.is_file() else None
+        return frozenset([processor.end, *(more if isinstance(more, list) else [more] if more is not None else [])])
+
+
+def find_model(path: Path, step: int | None = None) -> Model:
+    """What a path names: a run (its newest step, or `step`), a checkpoint, an export or a plain model.
+
+    A checkpoint that was not exported yet is exported into its run first.
+    """
+    if (path / LATENT_FACTS).is_file():
+        return _export(path)
+    if (path / "complete.json").is_file() and re.fullmatch(r"step_\d+", path.name):
+        return _of_run(path.parent.parent, _step(path))
+    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir() or (path / "export").is_dir():
+        return _of_run(path, step)
+    if (path / "config.json").is_file():
+        read_architecture(path / "config.json")
+        check_weights(path)
+        return Model(path, _fingerprint(path), None, None)
+    raise ModelError(
+        f"{path}: neither a run, a checkpoint, an export nor a Hugging Face model; name one, e.g. runs/quickstart"
+    )
+
+
+def _of_run(run: Path, step: int | None) -> Model:
+    exports = {_step(p.parent): p.parent for p in run.glob(f"export/step_*/{LATENT_FACTS}")}
+    steps = {_step(p.parent) for p in run.glob("checkpoints/step_*/complete.json")} | set(exports)
+    wanted = max(steps, default=None) if step is None else step
+    if wanted in exports:
+        return _export(exports[wanted])
+    from model.export import config_of, export, find  # DeepSpeed takes seconds to import
+
+    checkpoint = find(run, wanted)
+    return _export(export(checkpoint, config_of(run, checkpoint), run / "export" / checkpoint.name))
+
+
+def _export(folder: Path) -> Model:
+    check_weights(folder)
+    run = folder.parent.parent
+    inside = (run / "config.yaml").is_file() and re.fullmatch(r"step_\d+", folder.name)
+    facts = _json(folder / LATENT_FACTS)
+    return Model(folder, facts["id"], run if inside else None, _step(folder) if inside else None)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); fetch the folder again") from error
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the architecture, and of sizes and spread pieces of the weight files (not all of 100 GB is read)."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(PIECES):
+                file.seek(max(0, size - PIECE) * number // (PIECES - 1))
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""Scores where they are looked for: in the run's summary.json and on the MLflow run that trained the checkpoint."""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from eval.models import Model
+from eval.scores import Scores, metrics
+
+
+def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
+    """Add an evaluation, `more` beside it, to the summary of the run, if it is of the run's last export.
+
+    All or nothing. Returns the summary; empty where there is none.
+    """
+    path = model.run / "summary.json" if model.run else None
+    if path is None or not path.is_file():
+        return {}
+    summary: dict[str, Any] = json.loads(path.read_text())
+    if Path(summary.get("export", "")).name != model.folder.name:
+        return summary
+    official = scores.macro if scores.official == "macro" else scores.micro
+    facts = {
+        "n": scores.n,
+        "mean": scores.official,
+        "accuracy": official.value,
+        "low": official.low,
+        "high": official.high,
+    }
+    summary |= more
+    summary["eval"] = summary.get("eval", {}) | {name: facts}
+    part = path.with_name("summary.json.part")
+    part.write_text(json.dumps(summary, indent=1))
+    part.rename(path)
+    return summary
+
+
+def track(model: Model, name: str, scores: Scores, summary: dict[str, Any], files: list[Path]) -> None:
+    """Metrics and files onto the MLflow run of the training, if it is known. An MLflow that is down is told of."""
+    if "mlflow_run_id" not in summary or model.run is None or model.step is None:
+        return
+    uri, run_id = summary["mlflow_uri"], summary["mlflow_run_id"]
+    state = model.run / "tracking" / "state.json"
+    if run_id is None and state.is_file():  # the server may have come back after the run's end
+        run_id = json.loads(state.read_text())["run_id"]
+    # Where the user has not set them: an evaluation does not wait for minutes for a server that is down.
+    for key, value in {"MAX_RETRIES": "1", "TIMEOUT": "20"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it would print a traceback of what is told below
+    now = int(time.time() * 1000)
+    values = metrics(scores.model_copy(update={"benchmark": name}))
+    entities = [Metric(key, value, now, model.step) for key, value in values.items()]
+    try:
+        if run_id is None:
+            raise ConnectionError("nor could it during training")
+        client = MlflowClient(uri)
+        for first in range(0, len(entities), 1000):  # as many as a server takes at once
+            client.log_batch(run_id, metrics=entities[first : first + 1000])
+        for file in files:
+            client.log_artifact(run_id, str(file), f"eval/{model.folder.name}/{name}")
+        print(f"MLflow: mlflow ui --backend-store-uri {uri}")
+    except Exception as error:  # of MLflow, requests, a database: none is worth the evaluation
+        why = " ".join(str(error).split())
+        print(f"MLflow at {uri} could not be reached ({why}): the scores are in {files[0]}", file=sys.stderr)

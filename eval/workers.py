@@ -1,0 +1,159 @@
+"""Processes that share the batches of an evaluation: each has the model on a device of its own and asks for the next.
+
+A process that ends is not the end: its batches go to the others, in halves, so that what ended it is found; an item
+that ends a process by itself is recorded as such.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from data.sample import UserError
+from eval.answer import Answerer, Job
+from eval.models import Model
+from eval.predictions import Prediction
+from eval.settings import Settings
+
+IDLE, MORE = "idle", "more"  # what a process asks: a batch when there is one, and another if there is one
+
+
+class WorkerError(UserError):
+    """All processes ended."""
+
+
+def run(model: Model, settings: Settings, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
+    """Predictions of the batches of a plan that are to do (by number), as they come."""
+    batches = [plan[number] for number in todo]
+    count = min(settings.processes or max(1, torch.cuda.device_count()), len(batches))
+    if count <= 1:
+        yield from Answerer(model, settings, _device(0)).stream(batches) if batches else ()
+        return
+    yield from _Pool(model, settings, batches, count)
+
+
+def _device(number: int) -> str:
+    cards = torch.cuda.device_count()
+    return f"cuda:{number % cards}" if cards else "cpu"
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    connection: Connection
+    given: list[list[Job]] = field(default_factory=list)  # batches it has not answered yet, in order
+
+
+class _Pool:
+    """Hands out batches and takes predictions in."""
+
+    def __init__(self, model: Model, settings: Settings, batches: list[list[Job]], count: int) -> None:
+        self.waiting = deque(batches)
+        self.idle: list[_Worker] = []
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // count)
+        self.workers: list[_Worker] = []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, model, settings, _device(number), threads)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self.workers.append(_Worker(process, ours))
+        self.problem = ""
+
+    def __iter__(self) -> Iterator[list[Prediction]]:
+        try:
+            while self.waiting or any(worker.given for worker in self.workers):
+                if not self.workers:
+                    raise WorkerError(f"all processes ended ({self.problem}); lower --tokens or --processes")
+                ready = wait([worker.connection for worker in self.workers])
+                for worker in [w for w in self.workers if w.connection in ready]:
+                    yield from self._hear(worker)
+        finally:
+            for worker in self.workers:
+                worker.connection.close()  # which ends it
+                worker.process.join(5)
+                worker.process.kill()
+
+    def _hear(self, worker: _Worker) -> Iterator[list[Prediction]]:
+        try:
+            said = worker.connection.recv()
+            if isinstance(said, UserError):
+                raise said
+            if isinstance(said, list):
+                worker.given.pop(0)
+                yield said
+            elif said == IDLE:
+                self.idle.append(worker)
+            elif not self._give(worker):
+                worker.connection.send(None)
+        except (EOFError, ConnectionError):
+            yield from self._lose(worker)
+        while self.idle and self._give(self.idle[0]):
+            self.idle.pop(0)
+
+    def _give(self, worker: _Worker) -> bool:
+        """The next batch to a process. Whether there was one."""
+        if not self.waiting:
+            return False
+        worker.given.append(self.waiting.popleft())
+        with contextlib.suppress(ConnectionError):  # it has ended, which is heard of next
+            worker.connection.send(worker.given[-1])
+        return True
+
+    def _lose(self, worker: _Worker) -> Iterator[list[Prediction]]:
+        """A process has ended: the batch it worked on goes on in halves, the one it had not begun as it is."""
+        worker.process.join()
+        code = worker.process.exitcode
+        self.problem = f"the last by signal {-code}" if code and code < 0 else f"the last with exit code {code}"
+        self.workers.remove(worker)
+        self.idle = [other for other in self.idle if other is not worker]
+        worker.connection.close()
+        running, later = worker.given[:1], worker.given[1:]
+        self.waiting.extendleft(later)
+        for batch in running:
+            if len(batch) == 1:
+                why = f"ended the process that ran it ({self.problem.removeprefix('the last ')})"
+                yield [Prediction(id=batch[0].id, key=batch[0].sample.key, failed=why)]
+            else:
+                half = len(batch) // 2
+                self.waiting.extendleft([batch[half:], batch[:half]])
+        worker.given = []
+
+
+def _work(connection: Connection, model: Model, settings: Settings, device: str, threads: int) -> None:
+    """One process: asks for batches until the program that started it is gone."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        answerer = Answerer(model, settings, device)
+        while True:
+            connection.send(IDLE)
+            for predictions in answerer.stream(_batches(connection)):
+                connection.send(predictions)
+    except (EOFError, ConnectionError):
+        return
+    except UserError as error:
+        connection.send(error)
+
+
+def _batches(connection: Connection) -> Iterator[list[Job]]:
+    """A first one as soon as there is any, and more as long as there are some: one is prepared while another runs."""
+    while batch := connection.recv():
+        yield batch
+        connection.send(MORE)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    wait([parent.sentinel])
+    os._exit(1)
