@@ -7,6 +7,7 @@ Both sides run in turn in one process; rates are medians. Nothing is timed unles
 
 - `latents off` is the very work of `model.generate(input_ids, pixel_values, ...)`. With `mean` the peer runs one pass
   over prompt and slots for the prior, and then `generate` from the prompt's embeddings, the latents behind them.
+- `one process` computes with all cores; `2 processes` (one per core, `--processes 2`) with one each, items shared.
 - `natural` replies end by themselves: the quickstart's model says a letter. `long` ones have --long tokens whatever
   the model says, on both sides, as where a model reasons before it answers; the peer does some of the items.
 - `score` measures four options; its peers are our own `generate`, and a bare pass over prompts and pictures alone.
@@ -15,6 +16,8 @@ One JSON object a line, `ratio` = ours / peer: of rates more is better; of the l
 """
 
 import argparse
+import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -34,10 +37,13 @@ from eval.benchmarks.shards import PROMPTS, item_of
 from eval.models import Model, find_model
 from eval.predictions import Prediction
 from eval.settings import Settings
+from eval.workers import Pool
 from model.batch import collate
 from model.objective import RECIPES
 
 PROMPT = PROMPTS["amvl"]
+TOKENS = 4096  # of a batch: some for each process
+Ways = dict[str, tuple[Callable[[], Any], int]]  # what is timed, and how many items it does
 
 
 def items(count: int, n_choices: int | None = None) -> list[Item]:
@@ -48,15 +54,15 @@ def items(count: int, n_choices: int | None = None) -> list[Item]:
 
 
 class Ours:
-    """The evaluator on one device, with one setting."""
+    """The evaluator with one setting: in this process, or in one per core, which have loaded the model."""
 
     def __init__(self, model: Model, wanted: list[Item], long: bool = False, **settings: Any) -> None:
-        own = model.effective(Settings(**settings)).model_copy(update={"prompt": "amvl"})
-        planner = Planner(model, own)
-        letters = own.mode == "score"
+        self.settings = model.effective(Settings(**settings)).model_copy(update={"prompt": "amvl"})
+        planner = Planner(model, self.settings)
+        letters = self.settings.mode == "score"
         jobs = [planner.job(sample_of(i, PROMPT), tuple(i.letters) if letters else ()) for i in wanted]
         self.batches = planner.batches(jobs)
-        self.answerer = Answerer(model, own, "cuda" if torch.cuda.is_available() else "cpu")
+        self.answerer = Answerer(model, self.settings, "cuda" if torch.cuda.is_available() else "cpu")
         if long:
             self.answerer.ends = frozenset()
 
@@ -110,7 +116,7 @@ class Peer:
         return list(map(int, self.model.generate(**whole, **self.how)[0]))
 
 
-def rates(ways: dict[str, tuple[Callable[[], Any], int]], repeats: int) -> dict[str, float]:
+def rates(ways: Ways, repeats: int) -> dict[str, float]:
     """Median items per second of each way, which take turns."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -121,26 +127,39 @@ def rates(ways: dict[str, tuple[Callable[[], Any], int]], repeats: int) -> dict[
     return {name: statistics.median(found) for name, found in taken.items()}
 
 
-def generation(model: Model, wanted: list[Item], some: list[Item], latents: str, tokens: int, repeats: int) -> Row:
-    """One row: ours against transformers. `some` are the items of the peer; tokens 0: natural replies."""
+def generation(
+    model: Model, wanted: list[Item], some: list[Item], latents: str, tokens: int, repeats: int
+) -> list[Row]:
+    """Ours against transformers. `some` are the peer's items; tokens 0: natural replies, also by one process a core."""
     most = tokens or 8
-    ours = Ours(model, wanted, bool(tokens), latents=latents, max_new_tokens=most)
+    ours = Ours(model, wanted, bool(tokens), latents=latents, max_new_tokens=most, tokens=TOKENS)
     peer = Peer(ours, some, most, bool(tokens))
     replies = {key: p.replies[0] for key, p in ours().items()}
     other = [key for key, reply in peer().items() if replies[key] != reply]
     if other:
         raise RuntimeError(f"not the same answers, nothing was timed: {len(other)} of {len(some)}, e.g. {other[0]}")
-    found = rates({"ours": (ours, len(wanted)), "peer": (peer, len(some))}, repeats)
-    name = f"generate, latents {latents}, {f'long replies of {tokens} tokens' if tokens else 'natural replies'}"
-    return row(
-        name,
-        found["ours"],
-        found["peer"],
-        "transformers, one by one",
-        "items/s",
-        items=len(wanted),
-        peer_items=len(some),
-    )
+    ways: Ways = {"one process": (ours, len(wanted)), "peer": (peer, len(some))}
+    with contextlib.ExitStack() as stack:
+        if not tokens:
+            count = os.cpu_count() or 1
+            pool = stack.enter_context(contextlib.closing(Pool(model, ours.settings, count)))
+            pool.warm()
+            ways[f"{count} processes"] = (lambda: list(pool.run(ours.batches)), len(wanted))
+        found = rates(ways, repeats)
+    peer_rate = found.pop("peer")
+    kind = f"long replies of {tokens} tokens" if tokens else "natural replies"
+    counts = {"items": len(wanted), "peer_items": len(some)}
+    return [
+        row(
+            f"generate, latents {latents}, {kind}, {way}",
+            rate,
+            peer_rate,
+            "transformers, one by one",
+            "items/s",
+            **counts,
+        )
+        for way, rate in found.items()
+    ]
 
 
 def scoring(model: Model, wanted: list[Item], latents: str, tokens: int, repeats: int) -> list[Row]:
@@ -166,21 +185,12 @@ def prefill(model: Model, wanted: list[Item], latents: str, repeats: int) -> Row
     ours = Ours(model, wanted, latents=latents, mode="score")
     answerer, encoded = ours.answerer, [ours.answerer.encode(batch) for batch in ours.batches]
     plain = answerer.model
-    layouts = [
-        collate(
-            [x for _, x in batch if isinstance(x, Encoded)],
-            RECIPES["sft"],
-            plain.config,
-            plain.backbone,
-            answerer.markers,
-            answers=False,
-        )
-        for batch in encoded
-    ]
 
     def one_pass() -> None:
-        for batch in layouts:
-            states, round_ = plain.prompt_round(batch)
+        for batch in encoded:
+            prompts = [x for _, x in batch if isinstance(x, Encoded)]
+            layout = collate(prompts, RECIPES["sft"], plain.config, plain.backbone, answerer.markers, answers=False)
+            states, round_ = plain.prompt_round(layout)
             plain.backbone.logits(states[round_.layout.last_rows()])
 
     def score() -> None:
@@ -213,8 +223,8 @@ def main(given: list[str] | None = None) -> None:
         emit("evaluate", rows, RESULTS if arguments.save else None, len(rows) - len(more))
 
     for latents in ("off", "mean"):
-        add(generation(model, wanted, wanted, latents, 0, arguments.repeats))
-        add(generation(model, wanted, some, latents, arguments.long, arguments.repeats))
+        add(*generation(model, wanted, wanted, latents, 0, arguments.repeats))
+        add(*generation(model, wanted, some, latents, arguments.long, arguments.repeats))
     add(*scoring(model, wanted, "mean", arguments.long, arguments.repeats))
     for latents in ("off", "mean"):
         add(prefill(model, items(arguments.items, 4), latents, arguments.repeats))

@@ -81,6 +81,7 @@ class Answerer:
         self.markers = markers_of(self.processor)
         self.ends = model.ends(self.processor)
         self.most = settings.tokens  # of a batch, tokens; less once one did not fit into memory
+        self.ids: dict[str, list[int]] = {}  # of options
 
     def stream(self, batches: Iterable[list[Job]]) -> Iterator[list[Prediction]]:
         """Predictions, batch by batch. The next batch's pictures are decoded while the model runs this one."""
@@ -164,8 +165,9 @@ class Answerer:
         ]
 
     def _ids(self, option: str) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
-        return ids
+        if option not in self.ids:
+            self.ids[option] = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
+        return self.ids[option]
 
     def _stopped(self, ids: list[int]) -> bool:
         longest = max(map(len, self.settings.stop))

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -36,7 +36,8 @@ def run(model: Model, settings: Settings, plan: list[list[Job]], todo: list[int]
     if count <= 1:
         yield from Answerer(model, settings, _device(0)).stream(batches) if batches else ()
         return
-    yield from _Pool(model, settings, batches, count)
+    with contextlib.closing(Pool(model, settings, count)) as pool:
+        yield from pool.run(batches)
 
 
 def _device(number: int) -> str:
@@ -51,15 +52,16 @@ class _Worker:
     given: list[list[Job]] = field(default_factory=list)  # batches it has not answered yet, in order
 
 
-class _Pool:
-    """Hands out batches and takes predictions in."""
+class Pool:
+    """Processes that have loaded the model; hands out batches and takes predictions in."""
 
-    def __init__(self, model: Model, settings: Settings, batches: list[list[Job]], count: int) -> None:
-        self.waiting = deque(batches)
+    def __init__(self, model: Model, settings: Settings, count: int) -> None:
+        self.waiting: deque[list[Job]] = deque()
+        self.workers: list[_Worker] = []
         self.idle: list[_Worker] = []
+        self.problem = ""
         context = multiprocessing.get_context("spawn")
         threads = max(1, (os.cpu_count() or 1) // count)
-        self.workers: list[_Worker] = []
         for number in range(count):
             ours, theirs = context.Pipe()
             arguments = (theirs, model, settings, _device(number), threads)
@@ -67,21 +69,39 @@ class _Pool:
             process.start()
             theirs.close()
             self.workers.append(_Worker(process, ours))
-        self.problem = ""
 
-    def __iter__(self) -> Iterator[list[Prediction]]:
-        try:
-            while self.waiting or any(worker.given for worker in self.workers):
-                if not self.workers:
-                    raise WorkerError(f"all processes ended ({self.problem}); lower --tokens or --processes")
-                ready = wait([worker.connection for worker in self.workers])
-                for worker in [w for w in self.workers if w.connection in ready]:
-                    yield from self._hear(worker)
-        finally:
-            for worker in self.workers:
-                worker.connection.close()  # which ends it
-                worker.process.join(5)
-                worker.process.kill()
+    def run(self, batches: Iterable[list[Job]]) -> Iterator[list[Prediction]]:
+        """Predictions of all batches, as they come. WorkerError when no process is left."""
+        self.waiting.extend(batches)
+        self._wake()
+        while self.waiting or any(worker.given for worker in self.workers):
+            if not self.workers:
+                raise WorkerError(f"all processes ended, {self.problem}; lower --tokens or --processes")
+            for worker in self._speaking():
+                yield from self._hear(worker)
+                self._wake()
+
+    def warm(self) -> None:
+        """Wait until every process has loaded the model."""
+        while len(self.idle) < len(self.workers):
+            for worker in self._speaking():
+                for _ in self._hear(worker):
+                    pass
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self.workers:
+            worker.connection.close()
+            worker.process.terminate()
+            worker.process.join()
+
+    def _speaking(self) -> list[_Worker]:
+        ready = wait([worker.connection for worker in self.workers])
+        return [worker for worker in self.workers if worker.connection in ready]
+
+    def _wake(self) -> None:
+        while self.idle and self._give(self.idle[0]):
+            self.idle.pop(0)
 
     def _hear(self, worker: _Worker) -> Iterator[list[Prediction]]:
         try:
@@ -97,8 +117,6 @@ class _Pool:
                 worker.connection.send(None)
         except (EOFError, ConnectionError):
             yield from self._lose(worker)
-        while self.idle and self._give(self.idle[0]):
-            self.idle.pop(0)
 
     def _give(self, worker: _Worker) -> bool:
         """The next batch to a process. Whether there was one."""
@@ -113,7 +131,7 @@ class _Pool:
         """A process has ended: the batch it worked on goes on in halves, the one it had not begun as it is."""
         worker.process.join()
         code = worker.process.exitcode
-        self.problem = f"the last by signal {-code}" if code and code < 0 else f"the last with exit code {code}"
+        self.problem = f"the last by signal {-code}" if code < 0 else f"the last with exit code {code}"
         self.workers.remove(worker)
         self.idle = [other for other in self.idle if other is not worker]
         worker.connection.close()

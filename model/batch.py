@@ -40,7 +40,7 @@ class Batch:
     image_rows: Tensor  # [I] rows of round 1; empty when the only image is the dummy
     slot_rows: Tensor  # [N * k] round 1: the slots of the prior, or those of `pause`
     posterior_rows: Tensor  # [N * k] round 1
-    noise: Tensor  # [N, k, d] standard normal
+    noise: Tensor  # [N, k, d] standard normal; empty without answers
     ids2: Tensor  # [T2]
     second: Layout | None  # the decode round, where z comes from round 1
     z_rows: Tensor  # [N * k] round 2
@@ -123,7 +123,7 @@ def collate(
         image_rows=(ids[:prompt_tokens] == backbone.config.image_token_id).nonzero()[:, 0],
         slot_rows=_flat(slot_rows),
         posterior_rows=_flat([rows[-k:] for rows in first.branch_rows(SECOND)]),
-        noise=torch.stack([noise_of(s.sample, seed, config) for s in samples]),
+        noise=torch.stack([noise_of(s.sample, seed, config) for s in samples]) if answers else torch.empty(0),
         ids2=torch.cat(decode) if second else blank[:0],
         second=second,
         z_rows=_flat([rows[1 : 1 + k] for rows in second.branch_rows(FIRST)] if second else []),
