@@ -20,6 +20,7 @@ from model.objective import RECIPES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LATENT = LatentConfig()
+MARKERS = Markers(8, 9)
 FAMILY = read_architecture(CONFIGS / "architectures/Qwen2.5-VL-7B-Instruct.json")[0]
 
 
@@ -87,14 +88,14 @@ def model_of(backbone: Backbone, objective: str) -> LatentVLM:
     return model.train()
 
 
-def batch_of(setting: Setting, backbone: Backbone, objective: str, count: int | None = None) -> Batch:
-    """Samples of one image each, of several sizes, and as many words as fill the batch; on the device."""
+def items_of(setting: Setting, backbone: Backbone, count: int) -> list[Encoded]:
+    """Samples of one image each, of several sizes, and as many words as fill the batch of a setting."""
     generator, (rows, columns) = torch.Generator().manual_seed(0), setting.grid
     image, merge = backbone.config.image_token_id, backbone.config.vision_config.spatial_merge_size
     start, end = backbone.config.vision_start_token_id, backbone.config.vision_end_token_id
     words = setting.tokens // setting.samples - rows * columns // merge**2 - setting.answer - 1
     items = []
-    for n in range(count or setting.samples):
+    for n in range(count):
         height = rows + 2 * merge * (n % 3 - 1)
         text, answer = (  # ids below 1,000 are words, those below 10 a small tokenizer's marks
             torch.randint(10, 1000, (length,), generator=generator) for length in (words, setting.answer)
@@ -109,7 +110,13 @@ def batch_of(setting: Setting, backbone: Backbone, objective: str, count: int | 
                 grids=torch.tensor([[1, height, columns]]),
             )
         )
-    return collate(items, RECIPES[objective], LATENT, backbone, Markers(8, 9)).to(setting.device)
+    return items
+
+
+def batch_of(setting: Setting, backbone: Backbone, objective: str, count: int | None = None) -> Batch:
+    """So many of these samples, by default all of the setting, on its device."""
+    items = items_of(setting, backbone, count or setting.samples)
+    return collate(items, RECIPES[objective], LATENT, backbone, MARKERS).to(setting.device)
 
 
 def weights_of(batch: Batch) -> Weights:

@@ -17,7 +17,8 @@ from model.generate import Decoding, Together, generate, score
 from model.latent_vlm import LatentVLM
 
 REPLY = 256  # tokens of a reply that a batch has room for; few are longer, and a batch that is too large is halved
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # as PyTorch says it of the CPU
+# As PyTorch says it of the CPU; the last is oneDNN's.
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "could not create a primitive")
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,16 @@ class Answerer:
         return self.ids[option]
 
     def _stopped(self, ids: list[int]) -> bool:
-        longest = max(map(len, self.settings.stop))
-        # A token is at least one character or byte, so that the last `longest` tokens hold a text that just ended.
+        longest = max(len(text.encode()) for text in self.settings.stop)
+        # A token is at least one byte, so that the last `longest` tokens hold a text that just ended.
         tail = self.processor.tokenizer.decode(ids[-longest - 3 :])
         return any(text in tail for text in self.settings.stop)
 
     def _text(self, ids: list[int]) -> str:
         """A reply without what it was stopped by."""
-        text = self.processor.decode(ids)
+        text = str(self.processor.tokenizer.decode(ids, skip_special_tokens=True))
         places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
-        return text[: min(places)].strip() if places else text
+        return text[: min(places, default=None)].strip()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -62,7 +62,10 @@ class Model:
         if self.latent:
             facts = _json(self.folder / LATENT_FACTS)
             return facts["min_pixels"], facts["max_pixels"]
-        size = Qwen2VLImageProcessorPil.from_pretrained(str(self.folder)).size
+        try:
+            size = Qwen2VLImageProcessorPil.from_pretrained(str(self.folder)).size
+        except (OSError, ValueError) as error:
+            raise self._without_processor(error) from error
         return size["shortest_edge"], size["longest_edge"]
 
     def processor(self, settings: Settings) -> Processor:
@@ -71,7 +74,10 @@ class Model:
         try:
             return Processor(str(self.folder), settings.min_pixels, settings.max_pixels)
         except (OSError, ValueError) as error:
-            raise ModelError(f"{self.folder}: no tokenizer or image processor ({error}); fetch it again") from error
+            raise self._without_processor(error) from error
+
+    def _without_processor(self, error: Exception) -> ModelError:
+        return ModelError(f"{self.folder}: no tokenizer or image processor ({error}); fetch it again")
 
     def load(self, settings: Settings) -> LatentVLM:
         """With effective settings, on the CPU."""
@@ -106,11 +112,15 @@ def find_model(path: Path, step: int | None = None) -> Model:
 
 
 def _of_run(run: Path, step: int | None) -> Model:
-    exports = {_step(p.parent): p.parent for p in run.glob(f"export/step_*/{LATENT_FACTS}")}
-    steps = {_step(p.parent) for p in run.glob("checkpoints/step_*/complete.json")} | set(exports)
+    there = (p.parent for p in run.glob(f"export/*/{LATENT_FACTS}"))
+    exports = {_step(folder): folder for folder in there if re.fullmatch(r"step_\d+", folder.name)}
+    complete = (p.parent for p in run.glob("checkpoints/*/complete.json"))
+    steps = {_step(folder) for folder in complete if re.fullmatch(r"step_\d+", folder.name)} | set(exports)
     wanted = max(steps, default=None) if step is None else step
     if wanted in exports:
         return _export(exports[wanted])
+    if steps and wanted not in steps:
+        raise ModelError(f"{run}: nothing of step {wanted}; there are {', '.join(map(str, sorted(steps)))}")
     from model.export import config_of, export, find  # DeepSpeed takes seconds to import
 
     checkpoint = find(run, wanted)

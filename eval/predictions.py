@@ -1,11 +1,12 @@
 """predictions.jsonl: what a model said to every item, appended as it comes, so that a killed run goes on."""
 
+import contextlib
 import fcntl
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,7 +39,11 @@ class Predictions:
             raise DataError(f"{path}: another evaluation writes to it; wait for it, or name another --out") from error
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}); name another --out") from error
-        self.known = {prediction.id: prediction for prediction in self._whole_lines()}
+        try:
+            self.known = {prediction.id: prediction for prediction in self._whole_lines()}
+        except DataError:
+            self._file.close()
+            raise
 
     def _whole_lines(self) -> Iterable[Prediction]:
         self._file.seek(0)
@@ -56,13 +61,12 @@ class Predictions:
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Append those that are not there yet, and wait until they are on the disk."""
         new = {p.id: p for p in predictions if p.id not in self.known}
-        lines: list[dict[str, Any]] = [p.model_dump(exclude_defaults=True) for p in new.values()]
         try:
-            self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            _write(self._file, new.values())
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror}); make room and start again") from error
+            with contextlib.suppress(OSError):  # it would write what is left
+                self._file.close()
+            raise self._full(error) from error
         self.known |= new
 
     def forget_failures(self) -> None:
@@ -71,10 +75,26 @@ class Predictions:
         if len(stay) == len(self.known):
             return
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(json.dumps(p.model_dump(exclude_defaults=True)) + "\n" for p in stay.values()))
-        self._file.close()
-        part.replace(self.path)
+        try:
+            with part.open("wb") as file:
+                _write(file, stay.values())
+            self._file.close()
+            part.replace(self.path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise self._full(error) from error
         self.__init__(self.path)  # type: ignore[misc]
 
     def close(self) -> None:
         self._file.close()
+
+    def _full(self, error: OSError) -> DataError:
+        return DataError(f"{self.path}: cannot be written ({error.strerror}); make room and start again")
+
+
+def _write(file: IO[bytes], predictions: Iterable[Prediction]) -> None:
+    """Lines, which are on the disk when this returns."""
+    lines: list[dict[str, Any]] = [p.model_dump(exclude_defaults=True) for p in predictions]
+    file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    file.flush()
+    os.fsync(file.fileno())

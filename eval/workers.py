@@ -1,7 +1,7 @@
 """Processes that share the batches of an evaluation: each has the model on a device of its own and asks for the next.
 
-A process that ends is not the end: its batches go to the others, in halves, so that what ended it is found; an item
-that ends a process by itself is recorded as such.
+A process that ends is not the end: another takes its place, and what it had in hand is run in halves, so that what
+ended it is found; an item that ends a process by itself is recorded as such.
 """
 
 import contextlib
@@ -26,18 +26,23 @@ IDLE, MORE = "idle", "more"  # what a process asks: a batch when there is one, a
 
 
 class WorkerError(UserError):
-    """All processes ended."""
+    """A process that cannot begin."""
 
 
 def run(model: Model, settings: Settings, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
-    """Predictions of the batches of a plan that are to do (by number), as they come."""
+    """Predictions of the batches of a plan that are to do (by number), as they come.
+
+    In this process where there is one device and no number of processes was asked for.
+    """
     batches = [plan[number] for number in todo]
-    count = min(settings.processes or max(1, torch.cuda.device_count()), len(batches))
-    if count <= 1:
-        yield from Answerer(model, settings, _device(0)).stream(batches) if batches else ()
+    count = min(settings.processes or torch.cuda.device_count(), len(batches))
+    if not batches:
         return
-    with contextlib.closing(Pool(model, settings, count)) as pool:
-        yield from pool.run(batches)
+    if settings.processes or count > 1:
+        with contextlib.closing(Pool(model, settings, count)) as pool:
+            yield from pool.run(batches)
+    else:
+        yield from Answerer(model, settings, _device(0)).stream(batches)
 
 
 def _device(number: int) -> str:
@@ -47,36 +52,38 @@ def _device(number: int) -> str:
 
 @dataclass(eq=False)
 class _Worker:
+    number: int
     process: Any
     connection: Connection
     given: list[list[Job]] = field(default_factory=list)  # batches it has not answered yet, in order
+    ready: bool = False  # it has loaded the model
 
 
 class Pool:
     """Processes that have loaded the model; hands out batches and takes predictions in."""
 
     def __init__(self, model: Model, settings: Settings, count: int) -> None:
+        self.model, self.settings = model, settings
+        self.threads = max(1, (os.cpu_count() or 1) // count)
         self.waiting: deque[list[Job]] = deque()
-        self.workers: list[_Worker] = []
+        self.suspects: set[str] = set()  # ids of jobs that were in hand when a process ended
+        self.workers = [self._start(number) for number in range(count)]
         self.idle: list[_Worker] = []
-        self.problem = ""
+
+    def _start(self, number: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // count)
-        for number in range(count):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, model, settings, _device(number), threads)
-            process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self.workers.append(_Worker(process, ours))
+        ours, theirs = context.Pipe()
+        arguments = (theirs, self.model, self.settings, _device(number), self.threads)
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(number, process, ours)
 
     def run(self, batches: Iterable[list[Job]]) -> Iterator[list[Prediction]]:
-        """Predictions of all batches, as they come. WorkerError when no process is left."""
+        """Predictions of all batches, as they come. WorkerError when no process can load the model."""
         self.waiting.extend(batches)
         self._wake()
         while self.waiting or any(worker.given for worker in self.workers):
-            if not self.workers:
-                raise WorkerError(f"all processes ended, {self.problem}; lower --tokens or --processes")
             for worker in self._speaking():
                 yield from self._hear(worker)
                 self._wake()
@@ -106,45 +113,52 @@ class Pool:
     def _hear(self, worker: _Worker) -> Iterator[list[Prediction]]:
         try:
             said = worker.connection.recv()
-            if isinstance(said, UserError):
-                raise said
-            if isinstance(said, list):
-                worker.given.pop(0)
-                yield said
-            elif said == IDLE:
-                self.idle.append(worker)
-            elif not self._give(worker):
-                worker.connection.send(None)
         except (EOFError, ConnectionError):
             yield from self._lose(worker)
+            return
+        if isinstance(said, UserError):
+            raise said
+        if isinstance(said, list):
+            worker.given.pop(0)
+            yield said
+        elif said == IDLE:
+            worker.ready = True
+            self.idle.append(worker)
+        elif not self._give(worker):
+            with contextlib.suppress(ConnectionError):
+                worker.connection.send(None)
 
     def _give(self, worker: _Worker) -> bool:
-        """The next batch to a process. Whether there was one."""
-        if not self.waiting:
+        """The next batch to a process. Whether there was one for it: suspects are run alone."""
+        alone = worker.given and any(map(self._suspect, [*worker.given, *list(self.waiting)[:1]]))
+        if alone or not self.waiting:
             return False
         worker.given.append(self.waiting.popleft())
         with contextlib.suppress(ConnectionError):  # it has ended, which is heard of next
             worker.connection.send(worker.given[-1])
         return True
 
+    def _suspect(self, batch: list[Job]) -> bool:
+        return any(job.id in self.suspects for job in batch)
+
     def _lose(self, worker: _Worker) -> Iterator[list[Prediction]]:
-        """A process has ended: the batch it worked on goes on in halves, the one it had not begun as it is."""
+        """A process has ended, and another takes its place. What it had in hand goes on in halves, each alone."""
         worker.process.join()
         code = worker.process.exitcode
-        self.problem = f"the last by signal {-code}" if code < 0 else f"the last with exit code {code}"
-        self.workers.remove(worker)
-        self.idle = [other for other in self.idle if other is not worker]
+        why = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        if not worker.ready:
+            raise WorkerError(f"a process ended {why} while it loaded the model; lower --processes")
         worker.connection.close()
-        running, later = worker.given[:1], worker.given[1:]
-        self.waiting.extendleft(later)
-        for batch in running:
-            if len(batch) == 1:
-                why = f"ended the process that ran it ({self.problem.removeprefix('the last ')})"
-                yield [Prediction(id=batch[0].id, key=batch[0].sample.key, failed=why)]
-            else:
-                half = len(batch) // 2
-                self.waiting.extendleft([batch[half:], batch[:half]])
-        worker.given = []
+        self.idle = [other for other in self.idle if other is not worker]
+        self.workers[self.workers.index(worker)] = self._start(worker.number)
+        if [len(batch) for batch in worker.given] == [1]:
+            job = worker.given[0][0]
+            yield [Prediction(id=job.id, key=job.sample.key, failed=f"ended the process that ran it ({why})")]
+            return
+        for batch in reversed(worker.given):
+            half = len(batch) // 2
+            self.suspects |= {job.id for job in batch}
+            self.waiting.extendleft([part for part in (batch[half:], batch[:half]) if part])
 
 
 def _work(connection: Connection, model: Model, settings: Settings, device: str, threads: int) -> None:

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Evaluates a run, on one node, also as soon as its training has ended well:
 #   sbatch [options] slurm/eval.sh runs/NAME [options of eval/run_shards.py]
+#   sbatch [options] slurm/eval.sh BENCHMARK runs/NAME [options of eval/run_BENCHMARK.py]
+#       BENCHMARK: shards, blink, visual_puzzles or tsv
 #   sbatch --dependency=afterok:JOB slurm/eval.sh runs/NAME
 #   slurm/eval.sh [options] runs/NAME [...]     the same, sent where slurm/site.sh says
 #SBATCH --job-name=amvl-eval
@@ -16,9 +18,18 @@ set -euo pipefail
 if [[ ${SLURM_JOB_ID-} ]]; then cd "$SLURM_SUBMIT_DIR"; else cd "$(dirname "$0")/.."; fi
 [[ -f slurm/common.sh ]] || { echo "error: $PWD is not the repository: submit from its root" >&2 && exit 2; }
 source slurm/common.sh
-(($#)) || refuse "which run? sbatch slurm/eval.sh runs/NAME [options of eval/run_shards.py]"
+(($#)) || refuse "which run? sbatch slurm/eval.sh [shards|blink|visual_puzzles|tsv] runs/NAME [options]"
 [[ ${SLURM_JOB_ID-} ]] || submit slurm/eval.sh "$@"
 
 take_own "$@"
+benchmark=shards
+case ${arguments[0]} in
+  shards | blink | visual_puzzles | tsv)
+    benchmark=${arguments[0]}
+    arguments=("${arguments[@]:1}")
+    [[ ${arguments[0]-} && ${arguments[0]} != -* ]] || refuse "$benchmark of which run? give runs/NAME after it"
+    ;;
+esac
 site_environment
-exec "${CONTAINER[@]}" python eval/run_shards.py --checkpoint "${arguments[@]}"
+# One task: the evaluator starts a process for every GPU that Slurm gave the node.
+exec "${CONTAINER[@]}" python "eval/run_$benchmark.py" --checkpoint "${arguments[@]}"

@@ -27,8 +27,9 @@ class Place:
     def __init__(self, slurm: Cluster, folder: Path) -> None:
         self.slurm, self.folder = slurm, folder
         shutil.copytree(ROOT / "slurm", folder / "slurm")
-        for name in ("trainer/main.py", "eval/run_shards.py"):
-            (folder / name).parent.mkdir()
+        evaluators = (f"eval/run_{name}.py" for name in ("shards", "blink", "visual_puzzles", "tsv"))
+        for name in ("trainer/main.py", *evaluators):
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(Path(__file__).with_name("stand_in.py"), folder / name)
 
     def train(self, options: str = "", keys: str = "stops=0", **environment: str) -> str:

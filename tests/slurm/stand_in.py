@@ -1,4 +1,4 @@
-"""Stands where trainer/main.py and eval/run_shards.py would, so that Slurm and the scripts are tested in seconds.
+"""Stands where trainer/main.py and eval/run_*.py would, so that Slurm and the scripts are tested in seconds.
 
 It keeps to the trainer's word: ranks wait for each other at the start, 0 is finished, 75 is stopped, when all of them
 agree on it. Every start adds a line of JSON to log.jsonl. Keys: stops=N, wait to be stopped in each of the first N
@@ -21,7 +21,7 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
 
 with open("log.jsonl", "a") as log:
     facts = {name: os.environ.get(name) for name in KEPT}
-    log.write(json.dumps(facts | {"pid": os.getpid(), "arguments": sys.argv[1:]}) + "\n")
+    log.write(json.dumps(facts | {"pid": os.getpid(), "script": sys.argv[0], "arguments": sys.argv[1:]}) + "\n")
 if "--checkpoint" in sys.argv:
     sys.exit()
 

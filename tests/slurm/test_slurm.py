@@ -199,3 +199,33 @@ def test_each_evaluation_of_a_sweep_follows_its_own_training(place: Place):
     assert place.slurm.ended(f"{after}_0")["JobState"] == "COMPLETED"
     assert place.slurm.ended(f"{after}_1")["JobState"] == "CANCELLED"
     assert [start["arguments"] for start in place.starts(after)] == [["--checkpoint", "runs/sft"]]
+
+
+def test_an_evaluation_names_its_benchmark(place: Place):
+    """As its first word; without one it is the run's held-out shards."""
+    forms = {
+        "runs/a --step 3": ("shards", ["runs/a", "--step", "3"]),
+        "shards runs/a": ("shards", ["runs/a"]),
+        "blink runs/a --data BLINK": ("blink", ["runs/a", "--data", "BLINK"]),
+        "visual_puzzles runs/a --data V": ("visual_puzzles", ["runs/a", "--data", "V"]),
+        "tsv runs/a --data MMVP.tsv": ("tsv", ["runs/a", "--data", "MMVP.tsv"]),
+    }
+    jobs = {form: place.evaluate("", form) for form in forms}
+    array = place.evaluate("--array=0-1", "@blink,tsv runs/seed-%a --data @BLINK,MMVP.tsv")
+    for form, (name, arguments) in forms.items():
+        assert place.slurm.ended(jobs[form])["JobState"] == "COMPLETED", place.output(jobs[form])
+        (start,) = place.starts(jobs[form])
+        assert (start["script"], start["arguments"]) == (f"eval/run_{name}.py", ["--checkpoint", *arguments])
+    for task, (name, data) in enumerate((("blink", "BLINK"), ("tsv", "MMVP.tsv"))):
+        assert place.slurm.ended(f"{array}_{task}")["JobState"] == "COMPLETED", place.output(array)
+        start = place.starts(array)[task]
+        own = ["--checkpoint", f"runs/seed-{task}", "--data", data]
+        assert (start["script"], start["arguments"]) == (f"eval/run_{name}.py", own)
+
+
+@pytest.mark.parametrize("arguments", ["blink", "blink --data BLINK"])
+def test_an_evaluation_without_a_run_is_refused(place: Place, arguments: str):
+    job = place.evaluate("", arguments)
+    assert place.slurm.ended(job)["ExitCode"] == "2:0"
+    assert place.output(job) == "error: blink of which run? give runs/NAME after it\n"
+    assert not place.starts(job)
