@@ -11,7 +11,6 @@ One JSON object a line, `ratio` = ours / peer; medians, ways take turns.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,4 +145,4 @@ def main(given: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,7 +11,8 @@ from data.processor import Encoded
 from data.sample import DataError, Sample
 from eval.models import Model
 from eval.predictions import Prediction
-from eval.settings import FREE, Settings
+from eval.results import FREE
+from eval.settings import Settings
 from model.build import markers_of
 from model.generate import Decoding, Together, generate, score
 from model.latent_vlm import LatentVLM

@@ -22,21 +22,21 @@ def parser(command: str, description: str, data: str | None) -> argparse.Argumen
     found = argparse.ArgumentParser(prog=f"eval/{command}.py", description=description)
     add = found.add_argument
     add("--checkpoint", type=Path, required=True, help="a run, a checkpoint or export of it, or a Hugging Face model")
-    add("--step", type=int, help="of the run; default: its newest")
+    add("--step", type=int, metavar="N", help="of the run; default: its newest")
     add("--data", type=Path, required=data is not None, help=data or "shard set; default: the run's data.heldout")
     add("--out", type=Path, help="folder of the results; default: eval/ in the run, or in runs/ without one")
     asked = found.add_argument_group("how it is asked")
     add = asked.add_argument
     add("--mode", choices=CHOICES["mode"], help="generate a reply and read it (default), or score the options")
-    add("--latents", help="mean (default), sample:T, vote:N[:T] or off")
+    add("--latents", help="mean (default), sample:T, vote:N[:T] (N draws, of T times the spread) or off")
     add("--prompt", help="one of the benchmark's; a wrong name lists them")
-    add("--max-new-tokens", type=int, help="a reply is cut there")
-    add("--temperature", type=float, help="of the tokens; default 0, the likeliest")
-    add("--top-p", type=float, help="share of the probability that tokens are drawn from")
-    add("--seed", type=int, help="of tokens and latents")
+    add("--max-new-tokens", type=int, metavar="N", help="a reply is cut there")
+    add("--temperature", type=float, metavar="T", help="of the tokens; default 0, the likeliest")
+    add("--top-p", type=float, metavar="P", help="share of the probability that tokens are drawn from")
+    add("--seed", type=int, metavar="N", help="of tokens and latents")
     add("--stop", action="append", metavar="TEXT", help="ends a reply; may be given several times")
-    add("--min-pixels", type=int, help="smaller images are enlarged to this many; default: the model's")
-    add("--max-pixels", type=int, help="larger images are shrunk to this many; default: the model's")
+    add("--min-pixels", type=int, metavar="N", help="smaller images are enlarged to this many; default: the model's")
+    add("--max-pixels", type=int, metavar="N", help="larger images are shrunk to this many; default: the model's")
     add("--dtype", choices=CHOICES["dtype"], help="default auto: bf16 on a GPU, fp32 elsewhere")
     add("--attention", choices=BACK_ENDS, help="of the language model; default auto")
     add("--vision-attention", choices=BACK_ENDS, help="of the vision tower; default auto")
@@ -51,8 +51,8 @@ def parser(command: str, description: str, data: str | None) -> argparse.Argumen
     add = how.add_argument
     add("--tasks", metavar="NAME[,NAME]", help="these sub-tasks alone")
     add("--limit", type=int, metavar="N", help="about N items, spread over the benchmark")
-    add("--tokens", type=int, help="of a batch, pictures counted; default 16384")
-    add("--processes", type=int, help="that share the items; default: one per GPU")
+    add("--tokens", type=int, metavar="N", help="of a batch, pictures counted; default 16384")
+    add("--processes", type=int, metavar="N", help="that share the items; default: one per GPU")
     add("--zero3", action="store_true", help="under deepspeed: spread the weights over the ranks")
     add("--retry", action="store_true", help="run items again that could not be run before")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
@@ -94,6 +94,7 @@ def request(arguments: argparse.Namespace, benchmark: "Benchmark", **more: Any) 
         with_blind=arguments.blind,
         baseline=arguments.baseline,
         only=_chosen(arguments, benchmark),
+        selection=tuple(f"{name}={value}" for name in ("tasks", "limit") if (value := getattr(arguments, name))),
         retry=arguments.retry,
         rank=int(os.environ.get("RANK", "0")) if arguments.zero3 else 0,
         **more,

@@ -86,7 +86,9 @@ def _same_questions(path_a: Path, a: "Scores", path_b: Path, b: "Scores") -> Non
 
 def _notes(a: "Scores", b: "Scores") -> list[str]:
     """Settings that differ: the difference of the scores may be theirs."""
-    names = sorted(a.settings.keys() | b.settings.keys())
+    from eval.results import FREE
+
+    names = sorted((a.settings.keys() | b.settings.keys()) - set(FREE))
     missing = "(not set)"
     pairs = [(name, a.settings.get(name, missing), b.settings.get(name, missing)) for name in names]
     notes = [f"{name} differs: A {one}, B {other}" for name, one, other in pairs if one != other]

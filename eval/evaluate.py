@@ -20,12 +20,13 @@ from eval.paired import Comparison, compare
 from eval.predictions import Prediction, Predictions
 from eval.read_out import read_out
 from eval.report import write_report
-from eval.results import Result, as_json, read_results, write_results
+from eval.results import FREE, Result, as_json, read_results, write_results
 from eval.scores import Scores, markdown, read_scores, score, table
-from eval.settings import FREE, Settings, SettingsError
+from eval.settings import Settings, SettingsError
 
 PACKAGES = ("torch", "transformers", "deepspeed", "flash-attn", "pillow", "tokenizers")
 MOST_TOKENS = 1024  # of a reply, where neither the settings nor the benchmark say
+MANY = 0.1  # of all items: replies that are cut off, or that no rule can read
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Request:
     with_blind: bool = False  # once more without the pictures, as a baseline
     baseline: Path | None = None  # another evaluation's folder, compared with this one
     only: Callable[[Item], bool] | None = None  # which items to take
+    selection: tuple[str, ...] = ()  # that in words, e.g. limit=40
     retry: bool = False  # items that could not be run before
     rank: int = 0  # of several, with zero3
     max_new_tokens: int = MOST_TOKENS  # of the benchmark
@@ -52,7 +54,7 @@ def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | N
     None on the ranks of `zero3` that help the first.
     """
     settings, prompt = _settled(benchmark, model, request)
-    name = label(benchmark.name, request.settings)
+    name = label(benchmark, request)
     out = request.out or _folder(model) / name
     items = [item for item in benchmark.items if request.only is None or request.only(item)]
     if not items:
@@ -79,17 +81,22 @@ def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | N
     print(table(scores))
     if comparison:
         print(f"against {request.baseline}: {comparison.verdict}")
-    summary = record.summarise(model, name, scores, request.summary(scores))
+    for hint in _hints(scores, settings, benchmark):
+        print(f"hint: {hint}")
+    summary = record.summarise(model, name, scores, {} if request.selection else request.summary(scores))
     record.track(model, name, scores, summary, files)
     print(f"report: {page}")
     return scores
 
 
-def label(benchmark: str, settings: Settings) -> str:
-    """A benchmark's name with what was set by hand, so that evaluations of one checkpoint stand side by side."""
-    default = Settings()
-    set_by_hand = {k: v for k, v in settings.model_dump().items() if v != getattr(default, k) and k not in FREE}
-    return ",".join([benchmark, *(f"{k}={v}" for k, v in set_by_hand.items())]).replace("/", "_")[:200]
+def label(benchmark: Benchmark, request: Request) -> str:
+    """A benchmark's name with what was asked for by hand, so that evaluations of one checkpoint stand side by side."""
+    own, default = request.settings.model_dump(), Settings().model_dump() | {"prompt": next(iter(benchmark.prompts))}
+    asked = {name: value for name, value in own.items() if value not in (default[name], None) and name not in FREE}
+    asked |= {"rules": request.rules} if request.rules != "plain" else {}
+    asked |= {"judge": request.judge.model} if request.judge else {}
+    parts = [benchmark.name, *request.selection, *(f"{name}={value}" for name, value in asked.items())]
+    return ",".join(parts).replace("/", "_")[:200]
 
 
 class Plan(NamedTuple):
@@ -154,14 +161,29 @@ def _settled(benchmark: Benchmark, model: Model, request: Request) -> tuple[Sett
     name = settings.prompt or next(iter(benchmark.prompts))
     if name not in benchmark.prompts:
         raise SettingsError(f"--prompt {name}: {benchmark.name} has {', '.join(benchmark.prompts)}; name one of these")
+    if request.rules == "official" and benchmark.rules == "plain":
+        raise SettingsError(f"--rules official: {benchmark.name} has none of its own; leave it out")
     filled: dict[str, Any] = {"prompt": name}
     if settings.mode == "generate":
         filled["max_new_tokens"] = settings.max_new_tokens or request.max_new_tokens
     return settings.model_copy(update=filled), benchmark.prompts[name]
 
 
+def _hints(scores: Scores, settings: Settings, benchmark: Benchmark) -> Iterator[str]:
+    """What to try where many replies say nothing."""
+    if scores.cut > MANY * scores.n:
+        where = f"cut off at {settings.max_new_tokens} tokens"
+        yield f"{scores.cut} of {scores.n} replies were {where}: raise --max-new-tokens"
+    if scores.unresolved > MANY * scores.n:
+        others = ", ".join(name for name in benchmark.prompts if name != settings.prompt)
+        asked = f"ask in the form that the model was trained on (--prompt {others}), " if others else ""
+        yield f"{scores.unresolved} of {scores.n} replies name no option: {asked}or measure them with --mode score"
+
+
 def _folder(model: Model) -> Path:
-    return (model.run or Path("runs")) / "eval" / model.folder.resolve().name
+    if model.run:
+        return model.run / "eval" / model.folder.name
+    return Path("runs") / "eval" / f"{model.folder.resolve().name}-{model.id[:8]}"
 
 
 def _facts(model: Model, settings: Settings, prompt: Prompt, request: Request) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import Qwen2VLImageProcessorPil
 
 from data.processor import Processor
@@ -81,6 +82,7 @@ class Model:
 
     def load(self, settings: Settings) -> LatentVLM:
         """With effective settings, on the CPU."""
+        transformers.utils.logging.disable_progress_bar()  # it would draw through that of the evaluation
         load = load_export if self.latent else load_plain
         return load(self.folder, settings.dtype == "bf16", settings.attention, settings.vision_attention).eval()
 
@@ -96,11 +98,14 @@ def find_model(path: Path, step: int | None = None) -> Model:
 
     A checkpoint that was not exported yet is exported into its run first.
     """
+    inside = (path / "config.yaml").is_file() or (path / "checkpoints").is_dir() or (path / "export").is_dir()
+    if step is not None and not inside:
+        raise ModelError(f"{path}: not a run, so it has no step {step}; leave out --step, or name the run")
     if (path / LATENT_FACTS).is_file():
         return _export(path)
     if (path / "complete.json").is_file() and re.fullmatch(r"step_\d+", path.name):
         return _of_run(path.parent.parent, _step(path))
-    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir() or (path / "export").is_dir():
+    if inside:
         return _of_run(path, step)
     if (path / "config.json").is_file():
         read_architecture(path / "config.json")

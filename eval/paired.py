@@ -17,6 +17,7 @@ from data.sample import DataError
 from eval.results import Result
 from eval.scores import Estimate, Frozen, interval, paired_difference, percent
 
+FEW = 20  # items of a sub-task, below which resampling them says too little
 LEVEL = 0.05  # of p, below which two runs are said to differ
 
 CAUTION = (
@@ -230,6 +231,9 @@ def _verdict(difference: Estimate, p: float, official: str, tasks: Mapping[str, 
     else:
         said = f"{'B' if difference.value > 0 else 'A'} is better on these items"
     found = sum(task.p_holm < LEVEL for task in tasks.values())
+    fewest = min(task.n for task in tasks.values())
+    if official == "macro" and fewest < FEW:
+        said = f"Too few items to tell (a sub-task has {fewest}; below {FEW} the interval is too narrow)"
     return (
         f"{said}: B - A is {percent(difference.value, '+.2f')} points {official} {interval(difference, '+.2f')}, "
         f"p = {p:.2g}; {found} of {len(tasks)} sub-tasks differ after Holm's correction"

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.sample import DataError
 
+FREE = ("tokens", "processes", "zero3")  # settings that change no reply
+
 
 class Result(BaseModel):
     """One item and its verdict. An unresolved reply and an item that could not be run have no answer and are wrong."""

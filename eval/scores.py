@@ -20,6 +20,7 @@ from data.sample import DataError
 from eval.benchmarks.item import Benchmark
 from eval.results import Result
 
+DIFFICULTIES = ("easy", "medium", "hard")  # other groups stand in the order of their names
 Z = NormalDist().inv_cdf(0.975)  # 1.959964
 
 _Value = TypeVar("_Value")
@@ -234,7 +235,13 @@ def _grouped(rows: Iterable[_Row], names: Iterable[str | None]) -> dict[str, lis
 def _groups(rows: Sequence[_Row]) -> dict[str, dict[str, Score]]:
     kinds = dict.fromkeys(kind for row in rows for kind in row.result.groups)
     grouped = {kind: _grouped(rows, [row.result.groups.get(kind) for row in rows]) for kind in kinds}
-    return {kind: {name: _score(group) for name, group in groups.items()} for kind, groups in grouped.items()}
+    return {
+        kind: {name: _score(groups[name]) for name in sorted(groups, key=_rank)} for kind, groups in grouped.items()
+    }
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return DIFFICULTIES.index(name) if name in DIFFICULTIES else len(DIFFICULTIES), name
 
 
 def _score(rows: Sequence[_Row]) -> Score:

@@ -8,8 +8,6 @@ from data.sample import UserError
 from model.attention import Choice
 from model.generate import Thinking
 
-FREE = ("tokens", "processes", "zero3")  # change no reply
-
 
 class SettingsError(UserError):
     """Settings that cannot be used."""

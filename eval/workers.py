@@ -22,6 +22,7 @@ from eval.models import Model
 from eval.predictions import Prediction
 from eval.settings import Settings
 
+PATIENCE = 5  # seconds that a process has to end by itself
 IDLE, MORE = "idle", "more"  # what a process asks: a batch when there is one, and another if there is one
 
 
@@ -98,8 +99,10 @@ class Pool:
     def close(self) -> None:
         """End all processes."""
         for worker in self.workers:
-            worker.connection.close()
-            worker.process.terminate()
+            worker.connection.close()  # it ends when it next asks or answers
+        for worker in self.workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
             worker.process.join()
 
     def _speaking(self) -> list[_Worker]:

@@ -56,7 +56,8 @@ def _files(path: Path, but: Sequence[str]) -> list[Path]:
     parquet = [file for file in path.rglob("*.parquet") if not file.name.startswith(tuple(f"{s}-" for s in but))]
     saved = [file for state in path.rglob("state.json") if state.parent.name not in but for file in _saved(state)]
     if not parquet and not saved:
-        what = "no *.parquet and no state.json of save_to_disk"
+        others = f" but those of {' and '.join(but)}" if any(path.rglob("*.parquet")) and but else ""
+        what = f"no *.parquet{others} and no state.json of save_to_disk"
         raise DataError(f"{path}: {what} in this folder or below it; check the path, or name the TSV file")
     return sorted(parquet) + sorted(saved)
 

@@ -1,245 +1,408 @@
-"""Answers of an export: the same in every batch, those of transformers' own model, and never lost by a kill."""
+"""Batches of items to predictions: what they cost, that no item depends on those beside it, and what goes wrong."""
 
+import io
 import itertools
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from PIL import Image
 
 from data import shards
-from data.processor import Encoded, Processor
-from data.sample import Sample
-from eval.answer import Answerer, predict
-from model.batch import cost
-from model.build import ModelError
-from model.latent_vlm import LatentVLM
-from tests.refusal import refusal
+from data.sample import Sample, Text
+from eval.answer import REPLY, Answerer, Job, Planner
+from eval.models import Model, find_model
+from eval.predictions import Prediction
+from eval.results import FREE
+from eval.settings import Settings
+from tests.eval.scarce import packed
 
-RECIPES = ("amvl", "deterministic", "pause", "sft")
-NEW = 6  # tokens of a reply at most
+ROOT = Path(__file__).parents[2]
+NEW = 5  # tokens of a reply at most
+OPTIONS = ("A", "(B)", "the third picture")
+SIZES = ((64, 64), (40, 200), (256, 256), (300, 300), (700, 33), (17, 9), (8, 8))  # enlarged and shrunk ones as well
+
+
+def picture(width: int, height: int, seed: int = 0, form: str = "PNG", turn: int | None = None) -> bytes:
+    """Noise, turned by EXIF where asked."""
+    image, out = (
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)),
+        io.BytesIO(),
+    )
+    exif = Image.Exif()
+    if turn:
+        exif[0x0112] = turn
+    image.save(out, form, exif=exif)
+    return out.getvalue()
+
+
+def sample(key: str, *images: bytes, question: str = "What is seen?") -> Sample:
+    return Sample(key=key, text=Text(question=question, answer="A", task="t", source="s"), images=images)
 
 
 @pytest.fixture(scope="module")
 def samples(tiny_shards: Path) -> list[Sample]:
-    """Thirty samples with 0, 1, 2 and 3 pictures."""
-    chosen = list(shards.read_set(tiny_shards))[:30]
-    assert {len(s.images) for s in chosen} == {0, 1, 2, 3}
+    """Thirty-six samples with 0, 1, 2 and 3 pictures of many sizes."""
+    chosen = list(shards.read_set(tiny_shards))[:29]
+    chosen += [sample(f"size{n}", picture(*size), picture(96, 64, n)) for n, size in enumerate(SIZES)]
+    assert {len(s.images) for s in chosen} == {0, 1, 2, 3} and len(chosen) == 36
     return chosen
 
 
-def replies(answerer: Answerer, samples: list[Sample]) -> dict[str, str]:
-    """Replies by key."""
-    batches = ((batch, answerer.reply(batch)) for batch in answerer.batches(samples))
-    return {e.sample.key: reply for batch, found in batches for e, reply in zip(batch, found, strict=True)}
-
-
-@pytest.mark.parametrize("objective", RECIPES)
-def test_replies_do_not_depend_on_the_batch(
-    export_of: Callable[[str], Path], samples: list[Sample], objective: str
-) -> None:
-    answerer = Answerer(export_of(objective), budget=1, max_new_tokens=NEW)
-    alone = replies(answerer, samples)
-    assert len(list(answerer.batches(samples))) == len(samples)
-    answerer.budget = 100_000
-    assert len(list(answerer.batches(samples))) == 1
-    together = replies(answerer, samples)
-    answerer.budget = 700
-    assert replies(answerer, samples[::-1]) == together == alone
-    # The check means something: replies differ, and some end by themselves.
-    assert len(set(alone.values())) > len(samples) / 2
-    assert len({len(answerer.processor.tokenizer(reply)["input_ids"]) for reply in alone.values()}) > 1
-
-
-def test_objectives_reply_differently(export_of: Callable[[str], Path], samples: list[Sample]) -> None:
-    """Over the same backbone, and z takes part."""
-    found = {name: replies(Answerer(export_of(name), 100_000, NEW), samples) for name in RECIPES}
-    for one, other in itertools.combinations(("amvl", "pause", "sft"), 2):
-        assert found[one] != found[other]
-    answerer = Answerer(export_of("amvl"), 100_000, NEW)
-    torch.nn.init.zeros_(answerer.model.prior.outer.weight)
-    assert replies(answerer, samples) != found["amvl"]
-
-
-def plain_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
-    """transformers' own model with the export's backbone."""
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
-
-
-def image_places(plain: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
-    return (ids == plain.config.image_token_id).int()
-
-
-@torch.no_grad()
-def plain_reply(plain: Qwen2_5_VLForConditionalGeneration, item: Encoded, end: int) -> list[int]:
-    """Greedy decoding by one whole forward pass per token."""
-    ids = item.prompt.clone()
-    pictures = {"pixel_values": item.pixels, "image_grid_thw": item.grids} if len(item.grids) else {}
-    while len(ids) < len(item.prompt) + NEW:
-        places = image_places(plain, ids)[None]
-        logits = plain(input_ids=ids[None], mm_token_type_ids=places, use_cache=False, **pictures).logits
-        token = logits[0, -1].argmax()
-        if token == end:
-            break
-        ids = torch.cat([ids, token[None]])
-    return ids[len(item.prompt) :].tolist()
-
-
-@torch.no_grad()
-def plain_latent_reply(
-    plain: Qwen2_5_VLForConditionalGeneration, latent: LatentVLM, item: Encoded, processor: Processor
-) -> list[int]:
-    """The same with latents: a pass for the prior, then whole passes over prompt, marks, latents and reply."""
-    embed = plain.get_input_embeddings()
-    prompt = embed(item.prompt)
-    places = image_places(plain, item.prompt)
-    positions = torch.arange(len(prompt)).expand(3, 1, -1)
-    if len(item.grids):
-        prompt[places.bool()] = torch.cat(plain.get_image_features(item.pixels, item.grids).pooler_output)
-        positions, _ = plain.model.get_rope_index(item.prompt[None], places[None], item.grids)
-
-    def states(behind: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the vectors that stand behind the prompt."""
-        following = (positions.max() + 1 + torch.arange(len(behind))).expand(3, 1, -1)
-        inputs = torch.cat([prompt, behind])[None]
-        where = torch.cat([positions, following], dim=2)
-        found = plain.model.language_model(inputs_embeds=inputs, position_ids=where, use_cache=False)
-        return found.last_hidden_state[0, len(prompt) :]
-
-    thought = latent.slots(latent.scale)
-    if latent.recipe.latents != "pause":
-        z = latent.prior(states(thought)[None]).mean
-        thought = latent.injection(z, latent.scale)[0]
-    start, end = embed(torch.tensor([processor.latent_start, processor.latent_end])).split(1)
-    behind, reply = torch.cat([start, thought, end]), []
-    while len(reply) < NEW:
-        token = plain.lm_head(states(behind)[-1]).argmax()
-        if token == processor.end:
-            break
-        reply.append(int(token))
-        behind = torch.cat([behind, embed(token)[None]])
-    return reply
-
-
-@pytest.mark.parametrize("objective", RECIPES)
-def test_replies_are_those_of_the_plain_model(
-    export_of: Callable[[str], Path], samples: list[Sample], objective: str
-) -> None:
-    """Against transformers' own attention, one sample at a time and nothing remembered."""
-    answerer = Answerer(export_of(objective), 100_000, NEW)
-    plain, processor = plain_model(export_of(objective)), answerer.processor
-    wanted = {}
-    for sample in samples[:16]:
-        item = processor.encode(sample)
-        if objective == "sft":
-            wanted[sample.key] = plain_reply(plain, item, processor.end)
-        else:
-            wanted[sample.key] = plain_latent_reply(plain, answerer.model, item, processor)
-    found = replies(answerer, samples[:16])
-    assert found == {key: processor.decode(ids) for key, ids in wanted.items()}
-    assert len({tuple(ids) for ids in wanted.values()}) > 8
-    assert {len(ids) for ids in wanted.values()} > {NEW}  # some end by themselves
-
-
-@pytest.mark.parametrize("budget", [1, 60, 150, 400])
-def test_batches_keep_the_budget_and_begin_with_the_longest(
-    export_of: Callable[[str], Path], samples: list[Sample], budget: int
-) -> None:
-    answerer = Answerer(export_of("amvl"), budget, NEW)
-    model = answerer.model
-    batches = [[cost(e, model.recipe, model.config.slots) + NEW for e in batch] for batch in answerer.batches(samples)]
-    flat = [tokens for batch in batches for tokens in batch]
-    assert flat == sorted(flat, reverse=True) and len(flat) == len(samples)
-    assert all(sum(batch) <= budget or len(batch) == 1 for batch in batches)
-    assert all(sum(batch) + following[0] > budget for batch, following in itertools.pairwise(batches))
-    keys = {e.sample.key for batch in answerer.batches(samples) for e in batch}
-    assert keys == {s.key for s in samples}
-
-
 @pytest.fixture(scope="module")
-def answerer(export_of: Callable[[str], Path]) -> Answerer:
-    return Answerer(export_of("amvl"), 500, NEW)
+def amvl(export_of: Callable[[str], Path]) -> Model:
+    return find_model(export_of("amvl"))
 
 
-@pytest.fixture(scope="module")
-def whole(answerer: Answerer, samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Predictions of a run that was never stopped."""
-    path = tmp_path_factory.mktemp("whole") / "not" / "there" / "predictions.jsonl"
-    predict(answerer, samples, path)
-    return path
+def given(model: Model, **how: object) -> Settings:
+    generates = how.get("mode") != "score"
+    return model.effective(Settings(**({"max_new_tokens": NEW, "tokens": 100_000} if generates else {}) | how))
 
 
-def test_predictions_are_items_and_replies(answerer: Answerer, samples: list[Sample], whole: Path) -> None:
-    lines = [json.loads(line) for line in whole.read_text().splitlines()]
-    found = replies(answerer, samples)
-    assert {line["key"]: line["reply"] for line in lines} == found and len(lines) == len(samples)
-    for sample in samples:
-        (line,) = [line for line in lines if line["key"] == sample.key]
-        assert (line["task"], line["answer"]) == (sample.text.task, sample.text.answer)
-        assert line["correct"] is (found[sample.key] == sample.text.answer)
+def planned(model: Model, settings: Settings, samples: list[Sample]) -> list[list[Job]]:
+    planner = Planner(model, settings)
+    return planner.batches(planner.job(s, OPTIONS if settings.mode == "score" else ()) for s in samples)
 
 
-def test_right_replies_are_correct(answerer: Answerer, samples: list[Sample], tmp_path: Path) -> None:
-    """A sample whose answer is what the model says."""
-    said = next(reply for reply in replies(answerer, samples[:1]).values())
-    text = samples[0].text.model_copy(update={"answer": said})
-    (line,) = predict(answerer, [samples[0].model_copy(update={"text": text})], tmp_path / "p.jsonl")
-    assert said and line["correct"] is True and line["reply"] == line["answer"] == said
+def answered(model: Model, settings: Settings, samples: list[Sample]) -> dict[str, Prediction]:
+    """By key."""
+    answerer = Answerer(model, settings, "cpu")
+    return {p.key: p for batch in answerer.stream(planned(model, settings, samples)) for p in batch}
 
 
-def test_predictions_come_back_in_the_order_of_the_samples(
-    answerer: Answerer, samples: list[Sample], whole: Path
-) -> None:
-    """Read from the file, and nothing is added to it."""
-    before = whole.read_bytes()
-    shuffled = samples[7:] + samples[:7]
-    lines = predict(answerer, shuffled, whole)
-    assert [line["key"] for line in lines] == [s.key for s in shuffled]
-    assert whole.read_bytes() == before
+# ---- What items cost, and batches ----
 
 
-@pytest.mark.parametrize(("kept", "torn"), [(0, 1), (0, 30), (1, 0), (9, 5), (9, -1), (29, 40)])
-def test_a_killed_run_goes_on(
-    answerer: Answerer, samples: list[Sample], whole: Path, tmp_path: Path, kept: int, torn: int
-) -> None:
-    """After `kept` whole lines and `torn` bytes of the next one (-1: all but its end of line)."""
-    lines = whole.read_bytes().splitlines(keepends=True)
-    path = tmp_path / "predictions.jsonl"
-    path.write_bytes(b"".join(lines[:kept]) + lines[kept][:torn])
-    found = predict(answerer, samples, path)
-    after = path.read_bytes().splitlines(keepends=True)
-    assert after[:kept] == lines[:kept] and sorted(after) == sorted(lines)
-    by_key = {line["key"]: line for line in map(json.loads, lines)}
-    assert found == [by_key[s.key] for s in samples]
-
-
-def test_known_items_are_not_answered_again(
-    answerer: Answerer, samples: list[Sample], whole: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "predictions.jsonl"
-    line = json.loads(whole.read_text().splitlines()[4]) | {"reply": "kept as it is"}
-    path.write_text(json.dumps(line) + "\n")
-    found = predict(answerer, samples, path)
-    assert [p["key"] for p in found if p["reply"] == "kept as it is"] == [line["key"]]
-    assert len(path.read_text().splitlines()) == len(samples)
-
-
-def test_a_folder_that_is_no_export(tiny_backbone: Path) -> None:
-    text = refusal(lambda: Answerer(tiny_backbone, 500, NEW), ModelError)
-    assert text.startswith(f"{tiny_backbone}/latent.json: no such file") and "name an export" in text
-
-
-def test_predictions_of_another_export_do_not_count(
-    answerer: Answerer, samples: list[Sample], whole: Path, tmp_path: Path
-) -> None:
-    """A model trained again stands at the same place as the one before it."""
-    path = tmp_path / "predictions.jsonl"
-    lines = [
-        json.loads(line) | {"id": "of an earlier one", "reply": "stale"} for line in whole.read_text().splitlines()
+def test_costs_are_the_tokens_that_are_run(amvl: Model, samples: list[Sample], tiny_shards: Path) -> None:
+    """Of every prompt, from the headers of its pictures alone."""
+    planner = Planner(amvl, given(amvl))
+    odd = [
+        sample("turned", picture(40, 200, form="JPEG", turn=6), picture(200, 72, form="TIFF", turn=8)),
+        sample("upside down", picture(100, 300, form="WEBP", turn=3)),
+        sample("large", picture(1500, 900)),
+        sample("places", picture(90, 60), picture(64, 64), question="<image> or <image>?"),
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = predict(answerer, samples, path)
-    assert {p["key"]: p["reply"] for p in found} == replies(answerer, samples)
-    assert len(path.read_text().splitlines()) == 2 * len(samples)
+    tokens = []
+    for one in [*shards.read_set(tiny_shards), *samples, *odd]:
+        encoded = planner.processor.encode(one)
+        assert planner.processor.length(one) == len(encoded.prompt), one.key
+        assert planner.job(one, ()).cost == len(encoded.prompt) + NEW
+        tokens.append(len(encoded.prompt))
+    assert len(set(tokens)) > 20
+
+
+def test_costs_of_what_comes_behind(amvl: Model, samples: list[Sample]) -> None:
+    """Replies up to what a batch has room for, options, and both once per draw."""
+    length = Planner(amvl, given(amvl)).processor.length(samples[0])
+
+    def behind(**how: object) -> int:
+        options = OPTIONS if how.get("mode") == "score" else ()
+        return Planner(amvl, given(amvl, **how)).job(samples[0], options).cost - length
+
+    assert (behind(), behind(latents="vote:3"), behind(max_new_tokens=10**6)) == (NEW, 3 * NEW, REPLY)
+    assert behind(mode="score", latents="vote:2") == 2 * behind(mode="score")
+    ids = Planner(amvl, given(amvl)).processor.tokenizer(list(OPTIONS), add_special_tokens=False)["input_ids"]
+    assert behind(mode="score") >= sum(map(len, ids)) > len(OPTIONS)
+
+
+def test_a_picture_that_is_none_costs_nothing(amvl: Model) -> None:
+    planner = Planner(amvl, given(amvl))
+    assert planner.job(sample("none", b"no picture"), ()).cost == NEW
+    cut = picture(96, 96)[:-40]  # only decoding it tells
+    assert planner.job(sample("cut", cut), ()).cost == planner.job(sample("whole", picture(96, 96)), ()).cost
+
+
+@pytest.mark.parametrize("budget", [1, 60, 150, 400, 100_000])
+def test_batches_keep_the_budget_and_begin_with_the_longest(amvl: Model, samples: list[Sample], budget: int) -> None:
+    settings = given(amvl, tokens=budget)
+    batches = planned(amvl, settings, samples)
+    costs = [[job.cost for job in batch] for batch in batches]
+    flat = [cost for batch in costs for cost in batch]
+    assert flat == sorted(flat, reverse=True)
+    assert sorted(job.sample.key for batch in batches for job in batch) == sorted(s.key for s in samples)
+    assert all(sum(batch) <= budget or len(batch) == 1 for batch in costs)
+    assert all(sum(batch) + following[0] > budget for batch, following in itertools.pairwise(costs))
+    assert planned(amvl, settings, samples[::-1]) == planned(amvl, settings, samples) == batches
+    assert len(batches) == {1: 36, 100_000: 1}.get(budget, len(batches))
+
+
+# ---- What a prediction is known by ----
+
+
+def job_id(model: Model, one: Sample, options: tuple[str, ...] = (), **how: object) -> str:
+    return Planner(model, given(model, **how)).job(one, options).id
+
+
+def test_ids_tell_apart_all_that_a_prediction_depends_on(amvl: Model, export_of, tiny_backbone: Path) -> None:
+    one = sample("k", picture(64, 64), picture(64, 96))
+    settings = [
+        {"latents": "off"}, {"latents": "vote:2"}, {"latents": "vote:2:0.5"}, {"prompt": "p"}, {"blind": True},
+        {"max_new_tokens": NEW + 1}, {"temperature": 0.5}, {"temperature": 0.5, "top_p": 0.5}, {"seed": 1},
+        {"stop": ("x",)}, {"stop": ("x", "y")}, {"min_pixels": 5000}, {"max_pixels": 5000}, {"dtype": "bf16"},
+        {"mode": "score"},
+    ]  # fmt: skip
+    back_ends = {"attention", "vision_attention"}  # of which one alone runs here
+    assert {name for how in settings for name in how} | back_ends == set(Settings.model_fields) - set(FREE)
+    seen = [job_id(amvl, one), *(job_id(amvl, one, **how) for how in settings)]
+    for name in back_ends:
+        changed = given(amvl).model_copy(update={name: "varlen"})
+        seen.append(Planner(amvl, changed).job(one, ()).id)
+    first, second = one.images
+    text = one.text.model_copy(update={"question": "What is seen, then?"})
+    for other in (
+        sample("l", first, second),
+        sample("k", second, first),
+        sample("k", first),
+        sample("k", first, picture(64, 96, seed=1)),
+        one.model_copy(update={"text": text}),
+    ):
+        seen.append(job_id(amvl, other))
+    seen += [job_id(amvl, one, options, mode="score") for options in (("A", "B"), ("A, B",), ("B", "A"), ("A", "C"))]
+    seen += [job_id(find_model(path), one, dtype="fp32") for path in (export_of("sft"), tiny_backbone)]
+    assert len(set(seen)) == len(seen)
+
+
+def test_ids_stay_where_nothing_that_counts_changes(amvl: Model, export_of) -> None:
+    """Neither what is free, nor what was default and is now said, nor the right answer, nor the place."""
+    one = sample("k", picture(64, 64))
+    known = job_id(amvl, one)
+    assert job_id(amvl, one, tokens=1, processes=5) == job_id(amvl, one, zero3=True) == known
+    assert job_id(amvl, one, dtype="fp32", attention="sdpa", max_pixels=65536, latents="mean") == known
+    text = one.text.model_copy(update={"answer": "B", "source": "elsewhere"})
+    assert job_id(amvl, one.model_copy(update={"text": text, "origin": "a.tar"})) == known
+
+
+# ---- What is said ----
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+@pytest.mark.parametrize("latents", ["mean", "off", "vote:3", "sample:0.7"])
+def test_predictions_do_not_depend_on_the_batch(amvl: Model, samples: list[Sample], mode: str, latents: str) -> None:
+    settings = given(amvl, mode=mode, latents=latents, **({"tokens": 100_000} if mode == "score" else {}))
+    alone = answered(amvl, settings.model_copy(update={"tokens": 1}), samples)
+    assert len(alone) == len(samples) and not any(p.failed for p in alone.values())
+    for tokens in (100_000, 900):
+        together = answered(amvl, settings.model_copy(update={"tokens": tokens}), samples)
+        if mode == "generate":
+            assert together == alone
+            continue
+        assert {k: p.id for k, p in together.items()} == {k: p.id for k, p in alone.items()}
+        for key, one in alone.items():
+            # Of up to 100 nats an option, in fp32.
+            assert together[key].scores == pytest.approx(one.scores, abs=1e-5, rel=1e-6), key
+    # The check means something.
+    if mode == "score":
+        assert all(p.scores and len(p.scores) == len(OPTIONS) and p.replies == () for p in alone.values())
+        assert torch.tensor([p.scores for p in alone.values()]).std(0).min() > 0.1
+        return
+    draws = 3 if latents == "vote:3" else 1
+    assert all(len(p.replies) == len(p.finish) == draws and p.scores is None for p in alone.values())
+    assert len({p.replies for p in alone.values()}) > len(samples) / 2
+    assert any(len(set(p.replies)) > 1 for p in alone.values()) == (draws > 1)
+    assert {f for p in alone.values() for f in p.finish} == {"end", "length"}
+
+
+def test_sampled_replies_do_not_depend_on_the_batch(amvl: Model, samples: list[Sample]) -> None:
+    settings = given(amvl, temperature=0.9, top_p=0.95, seed=4)
+    alone = answered(amvl, settings.model_copy(update={"tokens": 1}), samples[:12])
+    assert answered(amvl, settings, samples[:12]) == alone
+    other = answered(amvl, settings.model_copy(update={"seed": 5}), samples[:12])
+    assert {k: p.replies for k, p in other.items()} != {k: p.replies for k, p in alone.items()}
+
+
+def test_pictures_and_questions_count(amvl: Model, samples: list[Sample]) -> None:
+    """An item's reply is to its own pictures."""
+    shown = answered(amvl, given(amvl), samples)
+    blind = answered(
+        amvl, given(amvl), [s.model_copy(update={"images": ()}) for s in samples if "<image>" not in s.text.question]
+    )
+    changed = [key for key, p in blind.items() if p.replies != shown[key].replies]
+    assert len(changed) > len([key for key in blind if samples_by(samples)[key].images]) / 2
+
+
+def samples_by(samples: list[Sample]) -> dict[str, Sample]:
+    return {s.key: s for s in samples}
+
+
+def test_a_cut_reply_says_so(amvl: Model, samples: list[Sample]) -> None:
+    """With more room it goes on from the same beginning; one that ended by itself stays as it is."""
+    short, long = (answered(amvl, given(amvl, max_new_tokens=n), samples) for n in (2, 8))
+    assert {p.finish for p in short.values()} == {("length",), ("end",)}
+    for key, one in short.items():
+        (before,), (after,) = one.replies, long[key].replies
+        assert after.startswith(before) or "\ufffd" in before
+        if one.finish == ("end",):
+            assert (before, one.finish) == (after, long[key].finish)
+    assert any(len(long[key].replies[0]) > len(one.replies[0]) for key, one in short.items())
+
+
+def test_a_reply_ends_at_a_stop_text(amvl: Model, samples: list[Sample]) -> None:
+    """Before it, wherever it stands; replies without it are those of a model that was not stopped."""
+    whole = answered(amvl, given(amvl, max_new_tokens=8), samples)
+    letters = [c for p in whole.values() for c in set(p.replies[0][1:-1]) if c.isalnum()]
+    stops = tuple(sorted(set(letters), key=letters.count)[-2:])
+    settings = given(amvl, max_new_tokens=8, stop=stops)
+    stopped = answered(amvl, settings, samples)
+    assert answered(amvl, settings.model_copy(update={"tokens": 1}), samples) == stopped
+    found = 0
+    for key, one in stopped.items():
+        (reply,) = whole[key].replies
+        places = [reply.index(stop) for stop in stops if stop in reply]
+        if places:
+            assert (one.replies, one.finish) == ((reply[: min(places)].strip(),), ("stop",))
+            found += 1
+        else:
+            assert (one.replies, one.finish) == (whole[key].replies, whole[key].finish)
+    assert 3 < found < len(samples)
+
+
+@pytest.mark.parametrize("stop", ["答案", "\U0001f9e9 now", "x ", "\n\n", "the end of it"])
+@pytest.mark.parametrize("before", ["", "so it is the second picture ", "das hieße: "])
+def test_a_stop_text_is_seen_as_soon_as_it_is_whole(amvl: Model, stop: str, before: str) -> None:
+    """However many tokens it takes, and it is no part of the reply, spaces included."""
+    answerer = Answerer(amvl, given(amvl, stop=(stop, "never")), "cpu")
+    ids = answerer.processor.tokenizer(before + stop, add_special_tokens=False)["input_ids"]
+    seen = [answerer._stopped(ids[: n + 1]) for n in range(len(ids))]
+    assert seen[-1] and not any(seen[:-1])
+    assert answerer._text(ids) == before.strip()
+    assert answerer._text(ids[:-1]) == answerer.processor.decode(ids[:-1])
+
+
+# ---- What goes wrong ----
+
+
+def test_a_damaged_picture_takes_nothing_from_the_others(amvl: Model, samples: list[Sample]) -> None:
+    """Of three kinds: no picture, one that is cut, and one too long for its width; each is named."""
+    whole = answered(amvl, given(amvl), samples[:12])
+    broken = [
+        sample("none", picture(64, 64), b"no picture"),
+        sample("cut", picture(96, 96)[:-40]),
+        sample("strip", picture(2000, 8)),
+        sample("mark", question="What is <|image_pad|>?"),
+    ]
+    for tokens in (100_000, 1):
+        found = answered(amvl, given(amvl, tokens=tokens), [*samples[:6], *broken, *samples[6:12]])
+        assert {key: p for key, p in found.items() if key in whole} == whole
+        failed = {key: p.failed or "" for key, p in found.items() if key not in whole}
+        assert set(failed) == {one.key for one in broken}
+        assert failed["none"].startswith("none.1: not a whole picture in JPEG")
+        assert failed["cut"].startswith("cut.0: not a whole picture (")
+        assert failed["strip"].startswith("strip: ") and "crop the picture" in failed["strip"]
+        assert failed["mark"] == "mark: 1 image places for 0 images; take <|image_pad|> out of the question"
+        assert all(p.replies == () == p.finish and p.scores is None for p in found.values() if p.failed)
+    assert answered(amvl, given(amvl), broken[:1])["none"].failed, "a batch of nothing else"
+
+
+def scarce(model: Model, megabytes: int, samples: list[Sample], **how: object) -> dict:
+    """In a process that may take so many megabytes more than it has when all is set up."""
+    settings = (
+        {"tokens": 10**6, "max_pixels": 10**7} | ({} if how.get("mode") == "score" else {"max_new_tokens": NEW}) | how
+    )
+    command = [sys.executable, "-m", "tests.eval.scarce", model.folder, megabytes, json.dumps(settings)]
+    done = subprocess.run(list(map(str, command)), input=packed(samples), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def large() -> list[Sample]:
+    """1,024 tokens each and more, one after another beyond the memory of most tests."""
+    return [sample(f"k{n}", picture(256, 256, n), question=f"What is seen in {n}?") for n in range(24)]
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+def test_a_batch_that_does_not_fit_into_memory_is_halved(amvl: Model, large: list[Sample], mode: str) -> None:
+    """The memory is really short: the answers are the same, and later batches are smaller."""
+    settings = given(amvl, mode=mode, max_pixels=10**7, tokens=10**6)
+    wanted = answered(amvl, settings, large)
+    (batch,) = planned(amvl, settings, large)
+    short = scarce(amvl, 60, large, mode=mode)
+    assert 0 < short["most"] < sum(job.cost for job in batch) / 2
+    found = {p.key: p for p in map(Prediction.model_validate, short["found"])}
+    assert len(found) == len(large) and not any(p.failed for p in found.values())
+    for key, one in wanted.items():
+        assert (found[key].id, found[key].replies) == (one.id, one.replies)
+        # Of up to 100 nats an option, in fp32.
+        assert found[key].scores == (one.scores and pytest.approx(one.scores, abs=1e-5, rel=1e-6))
+
+
+def test_an_item_that_does_not_fit_alone(amvl: Model, large: list[Sample]) -> None:
+    """It is told of, the others are answered."""
+    found = scarce(amvl, 60, [*large[:4], sample("huge", picture(900, 900)), *large[4:8]], mode="score")["found"]
+    assert len(found) == 9
+    for p in found:
+        if p["key"] == "huge":
+            assert p["failed"].startswith("does not fit into memory alone: ") and "\n" not in p["failed"]
+            assert p["scores"] is None
+        else:
+            assert p["failed"] is None and len(p["scores"]) == 3
+
+
+def test_later_batches_are_as_large_as_has_fitted(amvl: Model, samples: list[Sample], monkeypatch) -> None:
+    settings = given(amvl)
+    (batch,) = planned(amvl, settings, samples)
+    answerer = Answerer(amvl, settings, "cpu")
+    run, sizes = answerer._run, []
+
+    def short(part, together):
+        sizes.append(len(part))
+        if sum(job.cost for job, _ in part) > 600:
+            raise RuntimeError("CUDA out of memory. Tried to allocate\n2 GiB")
+        return run(part, together)
+
+    monkeypatch.setattr(answerer, "_run", short)
+    first = list(answerer.stream([batch]))
+    assert sizes[0] == len(samples) and answerer.most < sum(job.cost for job in batch)
+    tried, sizes[:] = len(sizes), []
+    assert [sorted(p.id for p in b) for b in answerer.stream([batch])] == [sorted(p.id for p in b) for b in first]
+    assert len(sizes) < tried and sum(sizes) == len(samples), "none is tried in vain again"
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(amvl: Model, samples: list[Sample], monkeypatch) -> None:
+    answerer = Answerer(amvl, given(amvl), "cpu")
+
+    def wrong(part, together):
+        raise RuntimeError("shapes (3, 4) and (5,)")
+
+    monkeypatch.setattr(answerer, "_run", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(answerer.stream(planned(amvl, given(amvl), samples)))
+
+
+def test_pictures_are_prepared_while_the_model_runs(amvl: Model, samples: list[Sample], monkeypatch) -> None:
+    """The next batch's, and no more than these: each batch is awaited while the one before it is answered."""
+    settings = given(amvl, tokens=900)
+    batches = planned(amvl, settings, samples)
+    assert len(batches) > 3
+    answerer = Answerer(amvl, settings, "cpu")
+    encode, answer = answerer.encode, answerer.answer
+    prepared = [threading.Event() for _ in batches]
+    places = {job.id: number for number, batch in enumerate(batches) for job in batch}
+    ahead: list[int] = []
+
+    def encoding(batch):
+        found = encode(batch)
+        prepared[places[batch[0].id]].set()
+        return found
+
+    def answering(batch):
+        number = places[batch[0][0].id]
+        assert number + 1 == len(batches) or prepared[number + 1].wait(30), "nobody prepares the next one"
+        ahead.append(sum(event.is_set() for event in prepared) - number)
+        return answer(batch)
+
+    monkeypatch.setattr(answerer, "encode", encoding)
+    monkeypatch.setattr(answerer, "answer", answering)
+    found = [[p.key for p in batch] for batch in answerer.stream(batches)]
+    assert [sorted(keys) for keys in found] == [sorted(job.sample.key for job in batch) for batch in batches]
+    assert ahead == [2] * (len(batches) - 1) + [1]
+
+
+def test_nothing_to_do(amvl: Model) -> None:
+    assert list(Answerer(amvl, given(amvl), "cpu").stream([])) == []

@@ -131,6 +131,12 @@ def test_nothing(tmp_path: Path) -> None:
     assert text.startswith(f"{tmp_path}/config.json: model_type 'llava' is not supported; the families are ")
 
 
+def test_a_step_of_what_is_no_run(export_of: ExportOf, tiny_backbone: Path) -> None:
+    for path in (export_of("amvl"), tiny_backbone):
+        text = refusal(lambda path=path: find_model(path, 3), ModelError)
+        assert text == f"{path}: not a run, so it has no step 3; leave out --step, or name the run"
+
+
 def test_weights_that_are_not_whole(export_of: ExportOf, tiny_backbone: Path, tmp_path: Path) -> None:
     for number, folder in enumerate((export_of("amvl"), tiny_backbone)):
         copy = Path(shutil.copytree(folder, tmp_path / f"copy{number}"))

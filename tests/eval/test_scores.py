@@ -181,7 +181,7 @@ def test_means_without_a_sub_task() -> None:
 
 def test_groups() -> None:
     found = worked().groups
-    assert {kind: list(group) for kind, group in found.items()} == {"difficulty": ["hard", "easy"]}
+    assert {kind: list(group) for kind, group in found.items()} == {"difficulty": ["easy", "hard"]}
     assert (found["difficulty"]["hard"].accuracy, found["difficulty"]["easy"].accuracy) == (1, 0)
 
 

@@ -1,10 +1,15 @@
 """Settings: what cannot be is refused in one line, and what changes no reply is known."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from eval.evaluate import label
-from eval.settings import FREE, Settings
+from eval.benchmarks.item import Benchmark, Labels, Prompt
+from eval.evaluate import Request, label
+from eval.judge import JudgeConfig
+from eval.results import FREE
+from eval.settings import Settings
 from model.generate import Thinking
 
 
@@ -70,24 +75,38 @@ def test_what_changes_no_reply() -> None:
     assert set(FREE) == {"tokens", "processes", "zero3"} < set(Settings.model_fields)
 
 
+BENCHMARK = Benchmark(
+    "b", "val", (), {"own": Prompt("b/own-1", str), "other": Prompt("b/other-1", str)}, "micro", Labels("", "")
+)
+
+
+def labelled(
+    rules: str = "plain", judge: JudgeConfig | None = None, selection: tuple[str, ...] = (), **how: Any
+) -> str:
+    return label(BENCHMARK, Request(Settings(**how), rules=rules, judge=judge, selection=selection))
+
+
 def test_label() -> None:
-    """The benchmark's name alone by default, and whatever was set by hand, in the order of the fields."""
-    assert label("blink", Settings()) == "blink"
-    assert label("blink", Settings(tokens=1, processes=7)) == label("blink", Settings(zero3=True)) == "blink"
-    assert label("b", Settings(seed=3, latents="vote:3:0.5", mode="score")) == "b,mode=score,latents=vote:3:0.5,seed=3"
-    assert label("b", Settings(temperature=0.5, stop=("a/b", "\n"))) == r"b,temperature=0.5,stop=('a_b', '\n')"
+    """The benchmark's name alone by default, and whatever was asked for by hand."""
+    assert labelled() == labelled(tokens=1, processes=7) == labelled(zero3=True) == labelled(prompt="own") == "b"
+    assert labelled(seed=3, latents="vote:3:0.5", mode="score") == "b,mode=score,latents=vote:3:0.5,seed=3"
+    assert labelled(temperature=0.5, stop=("a/b", "\n")) == r"b,temperature=0.5,stop=('a_b', '\n')"
+    judge = JudgeConfig(url="http://localhost/v1", model="org/m")
+    assert (
+        labelled("official", judge, ("limit=40",), prompt="other")
+        == "b,limit=40,prompt=other,rules=official,judge=org_m"
+    )
 
 
 def test_labels_are_names_of_folders() -> None:
     """Each set field makes another one, and none has a slash, a line end or more than a file system takes."""
-    given = {
-        "mode": "score", "latents": "off", "prompt": "a", "blind": True, "max_new_tokens": 5, "temperature": 0.5,
+    given: dict[str, Any] = {
+        "mode": "score", "latents": "off", "prompt": "other", "blind": True, "max_new_tokens": 5, "temperature": 0.5,
         "seed": 1, "stop": ("/",), "min_pixels": 64, "max_pixels": 64, "dtype": "bf16", "attention": "sdpa",
         "vision_attention": "sdpa",
     }  # fmt: skip
     assert set(given) == set(Settings.model_fields) - set(FREE) - {"top_p"}
-    labels = [label("b", Settings(**{name: value})) for name, value in given.items()]
-    labels.append(label("b", Settings(temperature=0.5, top_p=0.5)))
-    labels.append(label("b", Settings(stop=("x\n" * 500,))))
+    labels = [labelled(**{name: value}) for name, value in given.items()]
+    labels += [labelled(temperature=0.5, top_p=0.5), labelled(stop=("x\n" * 500,)), labelled("official")]
     assert len({"b", *labels}) == len(labels) + 1
     assert all("/" not in one and "\n" not in one and len(one) <= 200 for one in labels)

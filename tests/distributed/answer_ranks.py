@@ -1,0 +1,90 @@
+"""What the ranks of test_answer.py do: share one model under ZeRO-3 and answer with several settings.
+
+deepspeed --num_gpus 2 --module tests.distributed.answer_ranks OUT.json SHARDS EXPORT
+"""
+
+import argparse
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.sample import DataError
+from data.shards import read_set
+from eval import zero3
+from eval.answer import Job, Planner
+from eval.benchmarks.item import sample_of
+from eval.benchmarks.shards import PROMPTS, item_of
+from eval.models import Model, find_model
+from eval.settings import Settings
+
+ITEMS, TOKENS = 26, 400
+CASES: dict[str, dict[str, Any]] = {
+    "mean": {"max_new_tokens": 6},
+    "off": {"max_new_tokens": 6, "latents": "off"},
+    "votes": {"max_new_tokens": 4, "latents": "vote:2", "temperature": 0.7, "seed": 5},
+    "score": {"mode": "score"},
+}
+OPTIONS = ("A", "the third picture")  # of one token and of several
+
+
+def plan(model: Model, shards: str, case: str) -> tuple[Settings, list[list[Job]]]:
+    """Jobs of the first samples, of which one has a damaged picture, in batches."""
+    settings = model.effective(Settings(tokens=TOKENS, **CASES[case]))
+    planner, prompt = Planner(model, settings), PROMPTS["amvl"]
+    items = [item_of(sample) for sample in itertools.islice(read_set(shards), ITEMS)]
+    damaged = next(n for n, item in enumerate(items) if item.images)
+    items[damaged] = replace(items[damaged], images=tuple(image[:60] for image in items[damaged].images))
+    options = OPTIONS if settings.mode == "score" else ()
+    return settings, planner.batches(planner.job(sample_of(item, prompt), options) for item in items)
+
+
+def todo_of(batches: list[list[Job]]) -> list[int]:
+    """All but one, which is known already; an odd number, so that two ranks have one batch in their last turn."""
+    todo = [number for number in range(len(batches)) if number != 1]
+    return todo if len(todo) % 2 else todo[:-1]
+
+
+def refused() -> str:
+    """What every rank says where the first finds no model."""
+
+    def find() -> None:
+        raise DataError("nothing there; look elsewhere")
+
+    try:
+        zero3.found_by_first(find)
+    except DataError as error:
+        return str(error)
+    return "not refused"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("out", "shards", "export"):
+        parser.add_argument(name)
+    parser.add_argument("--local_rank", type=int, default=0)
+    arguments = parser.parse_args()
+    rank = zero3.join()
+    model = zero3.found_by_first(lambda: find_model(Path(arguments.export)))
+    results: dict[str, Any] = {}
+    for case in CASES:
+        settings, batches = plan(model, arguments.shards, case)
+        todo = todo_of(batches)
+        if rank > 0:
+            zero3.help_first(model, settings, batches)
+            continue
+        found = itertools.chain.from_iterable(zero3.lead(model, settings, batches, todo))
+        results[case] = {p.id: p.model_dump(mode="json") for p in found}
+    said: list[Any] = [None, None]
+    torch.distributed.all_gather_object(said, refused())
+    if rank == 0:
+        Path(arguments.out).write_text(json.dumps(results | {"refused": said}))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
