@@ -16,7 +16,7 @@ from eval.answer import Job, Planner
 from eval.benchmarks.item import Benchmark, Item, Prompt, sample_of
 from eval.judge import Judge, JudgeConfig
 from eval.models import Model
-from eval.paired import Comparison, compare
+from eval.paired import compare
 from eval.predictions import Prediction, Predictions
 from eval.read_out import read_out
 from eval.report import write_report
@@ -59,6 +59,7 @@ def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | N
     items = [item for item in benchmark.items if request.only is None or request.only(item)]
     if not items:
         raise DataError(f"{benchmark.name}: no item is left; choose others with --tasks or --limit")
+    others = _baseline(request.baseline, benchmark) if request.baseline else None
     jobs = plan(items, prompt, model, settings, request.with_blind)
     if request.rank > 0:
         zero3.help_first(model, settings, jobs.batches)
@@ -72,7 +73,7 @@ def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | N
     text, chance = request.text(items) if request.text else (None, None)
     facts = _facts(model, settings, prompt, request)
     scores = score(benchmark, results, facts, blind, text, chance)
-    comparison, others = _compared(request.baseline, scores, results)
+    comparison = compare(others, results, scores.official) if others else None
     write_results(out / "results.jsonl", results)
     _write(out / "scores.json", as_json(scores.model_dump(mode="json")))
     _write(out / "scores.md", markdown(scores) + "\n")
@@ -176,8 +177,9 @@ def _hints(scores: Scores, settings: Settings, benchmark: Benchmark) -> Iterator
         yield f"{scores.cut} of {scores.n} replies were {where}: raise --max-new-tokens"
     if scores.unresolved > MANY * scores.n:
         others = ", ".join(name for name in benchmark.prompts if name != settings.prompt)
-        asked = f"ask in the form that the model was trained on (--prompt {others}), " if others else ""
-        yield f"{scores.unresolved} of {scores.n} replies name no option: {asked}or measure them with --mode score"
+        mends = [f"ask in the form that the model was trained on (--prompt {others})"] if others else []
+        mend = ", or ".join([*mends, "measure the options with --mode score"])
+        yield f"{scores.unresolved} of {scores.n} replies name no option: {mend}"
 
 
 def _folder(model: Model) -> Path:
@@ -210,21 +212,17 @@ def _versions() -> Iterable[tuple[str, str]]:
             continue
 
 
-def _compared(
-    folder: Path | None, scores: Scores, results: list[Result]
-) -> tuple[Comparison | None, list[Result] | None]:
-    """This evaluation against another one of the same items."""
-    if folder is None:
-        return None, None
-    other, others = read_scores(folder / "scores.json"), read_results(folder / "results.jsonl")
-    for name in ("benchmark", "split"):
-        if getattr(other, name) != getattr(scores, name):
-            raise DataError(
-                f"{folder}: of {name} {getattr(other, name)}, not {getattr(scores, name)}; name another one"
-            )
-    if other.labels.hash != scores.labels.hash:
-        raise DataError(f"{folder}: labels {other.labels.hash}, not {scores.labels.hash}; evaluate it on the same data")
-    return compare(others, results, scores.official), others
+def _baseline(folder: Path, benchmark: Benchmark) -> list[Result]:
+    """The results of another evaluation, which must be of the same benchmark."""
+    other = read_scores(folder / "scores.json")
+    for name, wanted in (("benchmark", benchmark.name), ("split", benchmark.split)):
+        if (found := getattr(other, name)) != wanted:
+            raise DataError(f"{folder}: of {name} {found}, not {wanted}; name another one")
+    if other.labels.hash != benchmark.labels.hash:
+        raise DataError(
+            f"{folder}: labels {other.labels.hash}, not {benchmark.labels.hash}; evaluate it on the same data"
+        )
+    return read_results(folder / "results.jsonl")
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from eval.models import Model
 from eval.scores import Scores, metrics
 
@@ -31,7 +33,8 @@ def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> 
         "low": official.low,
         "high": official.high,
     }
-    summary |= more
+    first = {name: summary[name] for name in ("wall_seconds",) if name in summary}  # of the whole job, not of this
+    summary |= more | first
     summary["eval"] = summary.get("eval", {}) | {name: facts}
     part = path.with_name("summary.json.part")
     part.write_text(json.dumps(summary, indent=1))
@@ -39,14 +42,24 @@ def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> 
     return summary
 
 
+def tracked(run: Path, summary: dict[str, Any]) -> tuple[str, str | None] | None:
+    """MLflow's URI and the run's id there (None: it was never reached), also of a run that has not ended; None: not
+    tracked."""
+    run_id, uri, state = summary.get("mlflow_run_id"), summary.get("mlflow_uri"), run / "tracking" / "state.json"
+    if state.is_file():  # the server may have come back after the run's end
+        run_id = json.loads(state.read_text())["run_id"] or run_id
+    if uri is None and run_id is not None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        uri = config["tracking"]["uri"] or f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
+    return None if uri is None else (uri, run_id)
+
+
 def track(model: Model, name: str, scores: Scores, summary: dict[str, Any], files: list[Path]) -> None:
     """Metrics and files onto the MLflow run of the training, if it is known. An MLflow that is down is told of."""
-    if "mlflow_run_id" not in summary or model.run is None or model.step is None:
+    where = tracked(model.run, summary) if model.run and model.step is not None else None
+    if where is None or model.step is None:
         return
-    uri, run_id = summary["mlflow_uri"], summary["mlflow_run_id"]
-    state = model.run / "tracking" / "state.json"
-    if run_id is None and state.is_file():  # the server may have come back after the run's end
-        run_id = json.loads(state.read_text())["run_id"]
+    uri, run_id = where
     # Where the user has not set them: an evaluation does not wait for minutes for a server that is down.
     for key, value in {"MAX_RETRIES": "1", "TIMEOUT": "20"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)

@@ -39,8 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     def summary(scores: "Scores") -> dict[str, Any]:
         wall = {"wall_seconds": round(time.time() - arguments.started, 1)} if arguments.started else {}
-        assert scores.text and scores.chance
-        levels = {"accuracy": scores.micro.value, "blind": scores.text.micro, "chance": scores.chance.micro}
+        assert scores.text
+        chance = scores.chance.micro if scores.chance else None  # not known of open questions unlike any in training
+        levels = {"accuracy": scores.micro.value, "blind": scores.text.micro, "chance": chance}
         by_task = {name: one.model_dump(mode="json") for name, one in scores.tasks.items()}
         return levels | {"n": scores.n, "by_task": by_task} | wall
 

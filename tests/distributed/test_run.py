@@ -160,6 +160,7 @@ def test_the_evaluation_joins_the_run(runner: Runner, whole: str):
     assert wanted | {"checkpoint", "export", "mlflow_run_id"} <= set(summary)
     assert (summary["steps"], summary["ranks"], summary["zero_stage"], summary["n"]) == (STEPS, 2, 3, 104)
     run = MlflowClient(summary["mlflow_uri"]).get_run(summary["mlflow_run_id"])
-    assert run.data.metrics["eval/all/accuracy"] == pytest.approx(summary["accuracy"])
-    assert (runner.folder / "whole" / "eval" / f"step_{STEPS}" / "report.html").is_file()
+    name = runner.shards.name
+    assert run.data.metrics[f"eval/{name}/micro"] == pytest.approx(summary["accuracy"])
+    assert (runner.folder / "whole" / "eval" / f"step_{STEPS}" / name / "report.html").is_file()
     assert "mlflow ui --backend-store-uri" in done.stdout

@@ -17,6 +17,8 @@ from eval.answer import Answerer, Planner
 from eval.models import find_model
 from eval.settings import Settings
 
+OPTIONS = ("A", "(B)", "the third picture")
+
 
 def packed(samples: Iterable[Sample]) -> str:
     rows = [[s.key, s.text.question, [base64.b64encode(image).decode() for image in s.images]] for s in samples]
@@ -45,7 +47,8 @@ def main() -> None:
     model = find_model(folder)
     given = model.effective(Settings(**settings))
     planner, answerer = Planner(model, given), Answerer(model, given, "cpu")
-    jobs = [planner.job(sample, ("A", "B", "C")) for sample in unpacked(sys.stdin.read())]
+    options = OPTIONS if given.mode == "score" else ()
+    jobs = [planner.job(sample, options) for sample in unpacked(sys.stdin.read())]
     list(answerer.stream([[min(jobs, key=lambda job: job.cost)]]))  # all that is set up once
     resource.setrlimit(resource.RLIMIT_AS, (size() + megabytes * 2**20, resource.RLIM_INFINITY))
     found = [p.model_dump() for batch in answerer.stream(planner.batches(jobs)) for p in batch]

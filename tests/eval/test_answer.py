@@ -21,11 +21,10 @@ from eval.models import Model, find_model
 from eval.predictions import Prediction
 from eval.results import FREE
 from eval.settings import Settings
-from tests.eval.scarce import packed
+from tests.eval.scarce import OPTIONS, packed
 
 ROOT = Path(__file__).parents[2]
 NEW = 5  # tokens of a reply at most
-OPTIONS = ("A", "(B)", "the third picture")
 SIZES = ((64, 64), (40, 200), (256, 256), (300, 300), (700, 33), (17, 9), (8, 8))  # enlarged and shrunk ones as well
 
 

@@ -1,103 +1,36 @@
-"""The evaluation command: what it writes agrees with itself, and its faults are one line."""
+"""Held-out shard sets: beside what the text gives away, into the run's summary and onto its MLflow run."""
 
 import json
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data import puzzles, shards
 from data.shards import WriteOptions
+from eval.models import find_model
 from eval.run_shards import main
+from eval.scores import metrics, read_scores
+from tests.conftest import sums
+from tests.eval.commands import FILES, call, check, lines_of, refused, scores_of
 from trainer.tracking import Tracker, TrackingConfig, store_uri
 
-ROOT = Path(__file__).parents[2]
 ITEMS = 24
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "eval/run_shards.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+SHORT = ("--max-new-tokens", 2)
 
 
 @pytest.fixture(scope="module")
 def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Held-out puzzles of three kinds, one of which is not in the small training set."""
     folder = tmp_path_factory.mktemp("heldout") / "shards"
-    shards.write(
-        puzzles.stream(("counting", "jigsaw", "rotation"), "heldout", ITEMS), folder, WriteOptions(per_shard=10)
-    )
+    drawn = puzzles.stream(("counting", "jigsaw", "rotation"), "heldout", ITEMS)
+    shards.write(drawn, folder, WriteOptions(per_shard=10))
     return folder
 
 
 @pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command in this process. Returns its exit code."""
-
-    def command(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["eval/run_shards.py", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-        return 0
-
-    return command
-
-
-def check(out: Path, folder: Path) -> dict:
-    """Predictions, scores and report agree with each other and with the data. Returns the scores."""
-    items = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    samples = {s.key: s for s in shards.read_set(folder)}
-    assert {item["key"] for item in items} == set(samples) and len(items) == len(samples)
-    for item in items:
-        assert item["correct"] is (item["reply"] == samples[item["key"]].text.answer)
-    scores = json.loads((out / "scores.json").read_text())
-    assert set(scores) == {"all"} | {item["task"] for item in items}
-    for task, score in scores.items():
-        group = [item for item in items if task in ("all", item["task"])]
-        assert score["n"] == len(group)
-        assert score["accuracy"] == sum(item["correct"] for item in group) / len(group)
-        assert score["gain"] == pytest.approx(score["accuracy"] - score["blind"])
-        assert 0 <= score["low"] <= score["accuracy"] <= score["high"] <= 1
-        assert score["gain_low"] <= score["gain"] <= score["gain_high"]
-    assert (scores["counting"]["chance"], scores["jigsaw"]["chance"]) == (0.25, 0.5)
-    page = (out / "report.html").read_text()
-    assert all(f"<h2>{task}</h2>" in page for task in scores if task != "all")
-    return scores
-
-
-def test_command_on_an_export(
-    export_of: Callable[[str], Path], heldout: Path, tiny_shards: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    arguments = ["--checkpoint", export_of("amvl"), "--data", heldout, "--train", tiny_shards, "--out", out]
-    first = run(*arguments, "--tokens", 900)
-    assert first.returncode == 0, first.stderr
-    scores = check(out, heldout)
-    lines = first.stdout.splitlines()
-    assert lines[0].split()[:3] == ["task", "n", "accuracy"]
-    assert [line.split()[:2] for line in lines[1:5]] == [[name, str(s["n"])] for name, s in scores.items()]
-    assert lines[5] == f"report: {out / 'report.html'}"
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert set(before) == {"predictions.jsonl", "scores.json", "report.html"}
-    second = run(*arguments, "--tokens", 300)
-    assert (second.returncode, second.stdout) == (0, first.stdout)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-def test_missing_checkpoint(tmp_path: Path) -> None:
-    done = run("--checkpoint", tmp_path / "nowhere", "--data", tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'nowhere'}: neither an export nor a run with one; make one with")
-
-
-@pytest.fixture
-def trained(export_of: Callable[[str], Path], tiny_shards: Path, heldout: Path, tmp_path: Path) -> Path:
+def trained(export_of, tiny_shards: Path, heldout: Path, tmp_path: Path) -> Path:
     """A run folder with two exports, as training leaves it."""
     folder = tmp_path / "runs" / "one"
     (folder / "export").mkdir(parents=True)
@@ -113,105 +46,160 @@ def trained(export_of: Callable[[str], Path], tiny_shards: Path, heldout: Path, 
     return folder
 
 
-def test_command_on_a_run(trained: Path, heldout: Path, inside: Callable[..., int]) -> None:
+def summary_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return found
+
+
+def client_of(summary: dict[str, Any]):
+    from mlflow import MlflowClient
+
+    return MlflowClient(summary["mlflow_uri"])
+
+
+def test_a_run(trained: Path, heldout: Path, tiny_shards: Path) -> None:
     """Its newest export, its own sets, its summary and its MLflow run."""
-    before = json.loads((trained / "summary.json").read_text())
-    assert inside("--checkpoint", trained, "--started", 1.0) == 0
-    scores = check(trained / "eval" / "step_1000", heldout)
-    summary = json.loads((trained / "summary.json").read_text())
+    before = summary_of(trained)
+    assert call(main, "--checkpoint", trained, "--started", 1.0) == 0
+    out = trained / "eval/step_1000/shards"
+    scores = check(out, ITEMS)
+    samples = {s.key: s.text for s in shards.read_set(heldout)}
+    assert {r["key"]: r["label"] for r in lines_of(out / "results.jsonl")} == {k: t.answer for k, t in samples.items()}
+    assert scores["tasks"]["jigsaw"]["chance"] == 0.5 and scores["tasks"]["counting"]["chance"] == 0.25
+    facts = scores["settings"]
+    assert (facts["step"], facts["max_new_tokens"], facts["prompt"]) == (1000, 32, "shards/amvl-1")
+    assert facts["model_id"] == find_model(trained).id
+    # What the text alone gives away, by the answers of training.
+    known: dict[str, list[str]] = {}
+    for sample in shards.read_set(tiny_shards):
+        known.setdefault(sample.text.task, []).append(sample.text.answer)
+    commonest = {task: min(a, key=lambda x: (-a.count(x), x)) for task, a in known.items()}
+    asked = {s.text.question + str(s.text.choices) for s in shards.read_set(tiny_shards)}
+    unseen = [t for t in samples.values() if t.question + str(t.choices) not in asked and t.task == "rotation"]
+    assert unseen and "rotation" not in commonest
+    assert scores["tasks"]["rotation"]["text"] == 0
+    assert scores["gain_over_text"]["value"] == pytest.approx(scores["micro"]["value"] - scores["text"]["micro"])
+
+    summary = summary_of(trained)
     assert before.items() <= summary.items()
-    assert {name: summary[name] for name in ("accuracy", "blind", "chance", "n")}.items() <= scores["all"].items()
-    assert summary["by_task"] == {name: score for name, score in scores.items() if name != "all"}
-    assert summary["wall_seconds"] > 1e9
+    levels = {"accuracy": scores["micro"]["value"], "blind": scores["text"]["micro"]}
+    levels |= {"chance": scores["chance"]["micro"], "n": ITEMS, "by_task": scores["tasks"]}
+    assert levels.items() <= summary.items() and summary["wall_seconds"] > 1e9
+    micro = scores["micro"]
+    entry = {"n": ITEMS, "mean": "micro", "accuracy": micro["value"], "low": micro["low"], "high": micro["high"]}
+    assert summary["eval"] == {"shards": entry}
 
-    from mlflow import MlflowClient
-
-    client = MlflowClient(summary["mlflow_uri"])
-    metrics = client.get_run(summary["mlflow_run_id"]).data.metrics
-    wanted = {f"eval/{task}/{name}": score[name] for task, score in scores.items() for name in ("accuracy", "blind")}
-    assert metrics == pytest.approx(wanted)
-    (history,) = client.get_metric_history(summary["mlflow_run_id"], "eval/all/accuracy")
+    client, run_id = client_of(summary), summary["mlflow_run_id"]
+    found = client.get_run(run_id).data.metrics
+    assert found == pytest.approx(metrics(read_scores(out / "scores.json")))
+    assert found["eval/shards/micro"] == micro["value"] and found["eval/shards/text/micro"] == levels["blind"]
+    (history,) = client.get_metric_history(run_id, "eval/shards/micro")
     assert history.step == 1000
-    artifacts = {file.path for file in client.list_artifacts(summary["mlflow_run_id"], "eval/step_1000")}
-    assert artifacts == {f"eval/step_1000/{name}" for name in ("scores.json", "report.html", "summary.json")}
-    wall = summary["wall_seconds"]
-    assert inside("--checkpoint", trained, "--started", 1000.0) == 0
-    assert json.loads((trained / "summary.json").read_text())["wall_seconds"] == wall, "of the first time"
+    place = "eval/step_1000/shards"
+    assert {file.path for file in client.list_artifacts(run_id, place)} == {f"{place}/{name}" for name in FILES}
+    copied = Path(client.download_artifacts(run_id, f"{place}/scores.json")).read_bytes()
+    assert copied == (out / "scores.json").read_bytes()
+    assert call(main, "--checkpoint", trained, "--started", 1000.0) == 0
+    assert summary_of(trained) == summary, "the wall time is that of the first time"
 
 
-def test_an_older_export_leaves_the_summary_alone(trained: Path, heldout: Path, inside: Callable[..., int]) -> None:
+def test_several_evaluations_stand_side_by_side(trained: Path) -> None:
+    """In the summary and in MLflow; one of a part of the items does not take the place of the whole."""
+    assert call(main, "--checkpoint", trained, "--mode", "score") == 0
+    first = summary_of(trained)
+    assert "wall_seconds" not in first
+    assert call(main, "--checkpoint", trained, "--mode", "score", "--limit", 5) == 0
+    second = summary_of(trained)
+    assert (first["n"], second["n"], second["accuracy"]) == (ITEMS, ITEMS, first["accuracy"])
+    names = ["shards,mode=score", "shards,limit=5,mode=score"]
+    assert list(second["eval"]) == names and [second["eval"][name]["n"] for name in names] == [ITEMS, 5]
+    found = client_of(second).get_run(second["mlflow_run_id"]).data.metrics
+    for name in ("shards_mode_score", "shards_limit_5_mode_score"):
+        assert f"eval/{name}/micro" in found
+
+
+def test_an_older_export_leaves_the_summary_alone(trained: Path) -> None:
     """Its scores go beside it and to its own step of the MLflow run."""
-    before = (trained / "summary.json").read_text()
-    export = trained / "export" / "step_900"
-    assert inside("--checkpoint", export, "--data", heldout, "--max-new-tokens", 2) == 0
-    check(trained / "eval" / "step_900", heldout)
-    assert (trained / "summary.json").read_text() == before
-
-    from mlflow import MlflowClient
-
-    summary = json.loads(before)
-    client = MlflowClient(summary["mlflow_uri"])
-    (history,) = client.get_metric_history(summary["mlflow_run_id"], "eval/all/accuracy")
+    before = (trained / "summary.json").read_bytes()
+    assert call(main, "--checkpoint", trained, "--step", 900, "--mode", "score") == 0
+    check(trained / "eval/step_900/shards,mode=score", ITEMS)
+    assert (trained / "summary.json").read_bytes() == before
+    summary = summary_of(trained)
+    (history,) = client_of(summary).get_metric_history(summary["mlflow_run_id"], "eval/shards_mode_score/micro")
     assert history.step == 900
 
 
 @pytest.mark.parametrize("never", [True, False])
-def test_mlflow_that_is_down_takes_nothing_from_an_evaluation(
-    trained: Path, heldout: Path, inside: Callable[..., int], capsys: pytest.CaptureFixture[str], never: bool
-) -> None:
+def test_mlflow_that_is_down_takes_nothing_from_an_evaluation(trained: Path, capsys, never: bool) -> None:
     """Whether it was down during training already or not: one line says where the scores are."""
-    path = trained / "summary.json"
     with socket.create_server(("127.0.0.1", 0)) as free:
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
     (trained / "tracking" / "state.json").unlink()
     changed = {"mlflow_uri": uri} | ({"mlflow_run_id": None} if never else {})
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    assert inside("--checkpoint", trained, "--max-new-tokens", 2) == 0
-    scores = check(trained / "eval" / "step_1000", heldout)
-    assert json.loads(path.read_text())["accuracy"] == scores["all"]["accuracy"]
+    (trained / "summary.json").write_text(json.dumps(summary_of(trained) | changed))
+    assert call(main, "--checkpoint", trained, "--mode", "score") == 0
+    out = trained / "eval/step_1000/shards,mode=score"
+    assert summary_of(trained)["accuracy"] == check(out, ITEMS)["micro"]["value"]
     said = capsys.readouterr()
     (line,) = [line for line in said.err.splitlines() if "MLflow" in line]
     reason = "nor could it during training" if never else "Connection refused"
     assert line.startswith(f"MLflow at {uri} could not be reached (") and reason in line
-    assert line.endswith(f"the scores are in {trained / 'eval' / 'step_1000' / 'scores.json'}")
+    assert line.endswith(f"the scores are in {out / 'scores.json'}")
     assert "Traceback" not in said.err and "MLflow" not in said.out
 
 
-def test_a_run_that_reached_mlflow_after_its_end(trained: Path, inside: Callable[..., int]) -> None:
+def test_a_run_that_reached_mlflow_after_its_end(trained: Path) -> None:
     """The tracking folder knows it when summary.json does not."""
-    path = trained / "summary.json"
-    summary = json.loads(path.read_text())
-    path.write_text(json.dumps(summary | {"mlflow_run_id": None}))
-    assert inside("--checkpoint", trained, "--max-new-tokens", 2) == 0
-
-    from mlflow import MlflowClient
-
-    client = MlflowClient(summary["mlflow_uri"])
-    assert "eval/all/accuracy" in client.get_run(summary["mlflow_run_id"]).data.metrics
+    summary = summary_of(trained)
+    (trained / "summary.json").write_text(json.dumps(summary | {"mlflow_run_id": None}))
+    assert call(main, "--checkpoint", trained, "--mode", "score") == 0
+    found = client_of(summary).get_run(summary["mlflow_run_id"]).data.metrics
+    assert "eval/shards_mode_score/micro" in found
 
 
-def fault(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr, with nothing on stdout."""
-    found = capsys.readouterr()
-    (line,) = [line for line in found.err.splitlines() if "Loading weights" not in line]
-    assert found.out == "" and line.startswith("error: ")
-    return line
+def test_a_run_without_a_summary(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that goes on: its checkpoint is evaluated all the same, and no summary is made up."""
+    (trained / "summary.json").unlink()
+    assert call(main, "--checkpoint", trained, "--mode", "score") == 0
+    check(trained / "eval/step_1000/shards,mode=score", ITEMS)
+    assert not (trained / "summary.json").exists() and "MLflow" not in "".join(capsys.readouterr())
 
 
-def test_export_outside_a_run_needs_the_training_set(
-    export_of: Callable[[str], Path], heldout: Path, inside: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert inside("--checkpoint", export_of("sft"), "--data", heldout) == 2
-    assert str(export_of("sft")) in (line := fault(capsys)) and "--train" in line
+def test_an_export_outside_a_run(export_of, heldout: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = ("--checkpoint", export_of("sft"), "--data", heldout, "--out", out)
+    assert call(main, *common, "--train", tiny_shards, tiny_shards, *SHORT) == 0
+    assert check(out, ITEMS)["text"]
 
 
-def test_missing_data(
-    export_of: Callable[[str], Path],
-    tiny_shards: Path,
-    tmp_path: Path,
-    inside: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_export_outside_a_run_needs_its_sets(export_of, heldout: Path, tiny_shards: Path, capsys) -> None:
+    export = export_of("sft")
+    text = refused(capsys, main, "--checkpoint", export, "--data", heldout)
+    assert text == f"{export}: stands outside a run, so its data.train is not known; name the set with --train"
+    text = refused(capsys, main, "--checkpoint", export, "--train", tiny_shards)
+    assert text == f"{export}: stands outside a run, so its data.heldout is not known; name the set with --data"
+
+
+def test_a_run_without_a_held_out_set(trained: Path, tiny_shards: Path, capsys) -> None:
+    path = trained / "config.yaml"
+    path.write_text(f"data:\n  train: [{{folder: {tiny_shards}}}]\n  heldout: null\n")
+    text = refused(capsys, main, "--checkpoint", trained)
+    assert text == f"{path}: data.heldout is not set; name the set with --data"
+
+
+def test_missing_data(export_of, tiny_shards: Path, tmp_path: Path, capsys) -> None:
     missing = tmp_path / "nowhere"
-    assert inside("--checkpoint", export_of("sft"), "--data", missing, "--train", tiny_shards) == 2
-    assert str(missing) in fault(capsys)
+    arguments = ("--checkpoint", export_of("sft"), "--data", missing, "--train", tiny_shards)
+    assert refused(capsys, main, *arguments).startswith(str(missing))
+
+
+def test_open_questions_unlike_any_in_training(trained: Path, heldout: Path, tmp_path: Path) -> None:
+    """Their chance is not known, which is said and fails nothing."""
+    sample = next(s for s in sums() if not s.text.choices)
+    sample = sample.model_copy(update={"text": sample.text.model_copy(update={"task": "new"})})
+    data = tmp_path / "mixed"
+    shards.write([*shards.read_set(heldout), sample], data, WriteOptions(per_shard=10))
+    assert call(main, "--checkpoint", trained, "--data", data, *SHORT) == 0
+    scores = scores_of(trained / "eval/step_1000/mixed,max_new_tokens=2")
+    assert scores["chance"] is None and scores["tasks"]["new"]["chance"] is None
+    assert summary_of(trained)["chance"] is None and summary_of(trained)["n"] == ITEMS + 1

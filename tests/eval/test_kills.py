@@ -1,0 +1,104 @@
+"""A whole BLINK evaluated, killed again and again, gone on with by one process or two: the same predictions."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval.results import read_results
+from tests.eval.benchmarks.layouts import write_blink
+from tests.processes import gone
+
+ROOT = Path(__file__).parents[2]
+ITEMS = 1901
+AT_ONCE = 250  # items at most between two kills
+
+
+class Evaluation:
+    """One command on one set, with a folder of its own."""
+
+    def __init__(self, checkpoint: Path, data: Path, out: Path) -> None:
+        self.command = [sys.executable, "eval/run_blink.py", "--checkpoint", checkpoint, "--data", data, "--out", out]
+        self.command += ["--prompt", "amvl", "--max-new-tokens", 4, "--tokens", 2000]
+        self.out, self.predictions = out, out / "predictions.jsonl"
+
+    def start(self, processes: int | None) -> subprocess.Popen:
+        more = ["--processes", processes] if processes else []
+        log = (self.out.parent / f"{self.out.name}.log").open("ab")
+        command = [str(part) for part in [*self.command, *more]]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def finish(self, processes: int | None) -> None:
+        assert self.start(processes).wait(300) == 0, (self.out.parent / f"{self.out.name}.log").read_text()[-3000:]
+
+    def lines(self) -> list[bytes]:
+        """Whole ones."""
+        content = self.predictions.read_bytes() if self.predictions.exists() else b""
+        return content[: content.rfind(b"\n") + 1].splitlines()
+
+    def kill(self, processes: int | None, rng: random.Random) -> int:
+        """Start, and kill after a random number of items and a random moment. How many items there are then."""
+        wanted, program = len(self.lines()) + rng.randint(0, AT_ONCE), self.start(processes)
+        children: list[int] = []
+        while len(self.lines()) < wanted and program.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        task = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+        if task.exists():
+            children = [int(pid) for pid in task.read_text().split()]
+        os.kill(program.pid, signal.SIGKILL)  # the program alone: its processes have to see to themselves
+        program.wait()
+        assert gone(children, 20)
+        return len(self.lines())
+
+
+@pytest.fixture(scope="module")
+def evaluation(
+    export_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Evaluation]:
+    folder = tmp_path_factory.mktemp("kills")
+    data = write_blink(folder / "BLINK", "configs", picture=(40, 30))
+    return lambda name: Evaluation(export_of("amvl"), data, folder / name)
+
+
+@pytest.fixture(scope="module")
+def whole(evaluation: Callable[[str], Evaluation]) -> Evaluation:
+    """Never disturbed."""
+    undisturbed = evaluation("whole")
+    undisturbed.finish(None)
+    assert len(undisturbed.lines()) == ITEMS
+    assert len({json.loads(line)["replies"][0] for line in undisturbed.lines()}) > 20
+    return undisturbed
+
+
+def check(evaluation: Callable[[str], Evaluation], whole: Evaluation, kills: int, seed: int) -> None:
+    """Kill as often, by one process in this program, one and two of its own in turn; then finish and compare."""
+    rng, disturbed = random.Random(seed), evaluation(f"killed {kills} times")
+    counts = [disturbed.kill((None, 1, 2)[number % 3], rng) for number in range(kills)]
+    print(f"items after each kill: {counts}")
+    assert counts == sorted(counts), "none was lost"
+    assert any(0 < count < ITEMS for count in counts)
+    disturbed.finish(2)
+    ids = Counter(json.loads(line)["id"] for line in disturbed.lines())
+    assert max(ids.values()) == 1, "none was repeated"
+    assert sorted(disturbed.lines()) == sorted(whole.lines())
+    assert read_results(disturbed.out / "results.jsonl") == read_results(whole.out / "results.jsonl")
+
+
+def test_three_kills(evaluation: Callable[[str], Evaluation], whole: Evaluation) -> None:
+    check(evaluation, whole, 3, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_kills(evaluation: Callable[[str], Evaluation], whole: Evaluation) -> None:
+    check(evaluation, whole, 20, seed=2)
