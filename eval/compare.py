@@ -97,7 +97,7 @@ def _notes(a: "Scores", b: "Scores") -> list[str]:
 
 def table(found: "Comparison") -> str:
     """For the terminal, in points."""
-    from eval.scores import aligned, interval, percent
+    from eval.tables import aligned, interval, percent
 
     rows = [["points", "n", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p (Holm)", "detectable"]]
     for name, t in found.tasks.items():

@@ -21,8 +21,9 @@ from eval.predictions import Prediction, Predictions
 from eval.read_out import read_out
 from eval.report import write_report
 from eval.results import FREE, Result, as_json, read_results, write_results
-from eval.scores import Scores, markdown, read_scores, score, table
+from eval.scores import Scores, read_scores, score
 from eval.settings import Settings, SettingsError
+from eval.tables import markdown, table
 
 PACKAGES = ("torch", "transformers", "deepspeed", "flash-attn", "pillow", "tokenizers")
 MOST_TOKENS = 1024  # of a reply, where neither the settings nor the benchmark say

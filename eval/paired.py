@@ -15,7 +15,8 @@ from statsmodels.stats.multitest import multipletests
 
 from data.sample import DataError
 from eval.results import Result
-from eval.scores import Estimate, Frozen, interval, paired_difference, percent
+from eval.scores import Estimate, Frozen, paired_difference
+from eval.tables import interval, percent
 
 FEW = 20  # items of a sub-task, below which resampling them says too little
 LEVEL = 0.05  # of p, below which two runs are said to differ

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from eval.models import Model
-from eval.scores import Scores, metrics
+from eval.scores import Scores
 
 
 def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
@@ -82,3 +83,31 @@ def track(model: Model, name: str, scores: Scores, summary: dict[str, Any], file
     except Exception as error:  # of MLflow, requests, a database: none is worth the evaluation
         why = " ".join(str(error).split())
         print(f"MLflow at {uri} could not be reached ({why}): the scores are in {files[0]}", file=sys.stderr)
+
+
+def metrics(scores: Scores) -> dict[str, float]:
+    """For MLflow, by names such as eval/blink/task/Jigsaw."""
+    means = {"macro": scores.macro, "micro": scores.micro}
+    found = {name: mean.value for name, mean in means.items()}
+    found |= {f"{name}_se": mean.se for name, mean in means.items()}
+    for name in ("chance", "majority", "blind", "text"):
+        if level := getattr(scores, name):
+            found |= {f"{name}/macro": level.macro, f"{name}/micro": level.micro}
+    for name, apart in scores.apart.items():
+        found |= {f"without/{name}/macro": apart.macro.value, f"without/{name}/micro": apart.micro.value}
+    found |= {name: float(getattr(scores, name)) for name in ("unresolved", "failed", "cut")}
+    found |= {f"task/{name}": s.accuracy for name, s in scores.tasks.items()}
+    found |= {f"group/{kind}/{name}": s.accuracy for kind, group in scores.groups.items() for name, s in group.items()}
+    metric: dict[str, float] = {}
+    for name, value in found.items():
+        allowed = _metric_name(f"eval/{scores.benchmark}/{name}")
+        while allowed in metric:  # of two names that differ in other characters alone
+            allowed += "_"
+        metric[allowed] = value
+    return metric
+
+
+def _metric_name(name: str) -> str:
+    """What MLflow takes: letters, digits and `_-. /`, at most 250 of them, and no path that could be shortened."""
+    parts = re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)[:240].split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)

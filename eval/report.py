@@ -15,7 +15,8 @@ from eval.benchmarks.item import Benchmark
 from eval.gallery import KINDS, Card, cards, clip, flip, kind
 from eval.paired import LEVEL, Comparison, TaskDifference
 from eval.results import Result
-from eval.scores import Estimate, Scores, interval, paired_difference, percent
+from eval.scores import Estimate, Scores, paired_difference
+from eval.tables import interval, percent
 
 FOLDER = Path(__file__).parent
 BODY = ("report.html", "comparison.html", "gallery.html")  # in this order on the page

@@ -10,8 +10,9 @@ import pytest
 from data import puzzles, shards
 from data.shards import WriteOptions
 from eval.models import find_model
+from eval.record import metrics
 from eval.run_shards import main
-from eval.scores import metrics, read_scores
+from eval.scores import read_scores
 from tests.conftest import sums
 from tests.eval.commands import FILES, call, check, lines_of, refused, scores_of
 from trainer.tracking import Tracker, TrackingConfig, store_uri

@@ -14,20 +14,19 @@ from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
 from eval.benchmarks.item import Benchmark, Item, Labels
+from eval.record import metrics
 from eval.results import Result
 from eval.scores import (
     Estimate,
     Score,
     Scores,
     macro_mean,
-    markdown,
-    metrics,
     paired_difference,
     proportion,
     read_scores,
     score,
-    table,
 )
+from eval.tables import markdown, table
 from tests.refusal import refusal
 
 REPLIES = Path(__file__).with_name("replies")
@@ -247,8 +246,8 @@ def test_table() -> None:
         "points             n  accuracy           95 %  unresolved  chance  majority",
         "pick               4     50.00   [15.0, 85.0]           1   31.25     50.00",
         "say                2     50.00    [9.5, 90.5]           0       -    100.00",
-        "difficulty: hard   1    100.00  [20.7, 100.0]           0       -    100.00",
         "difficulty: easy   1      0.00    [0.0, 79.3]           0       -    100.00",
+        "difficulty: hard   1    100.00  [20.7, 100.0]           0       -    100.00",
         "macro (official)   6     50.00    [7.6, 92.4]           1       -     75.00",
         "micro              6     50.00   [18.8, 81.2]           1       -     66.67",
         "macro without say  4     50.00    [1.0, 99.0]",
