@@ -20,7 +20,7 @@ from eval.paired import compare
 from eval.predictions import Prediction, Predictions
 from eval.read_out import read_out
 from eval.report import write_report
-from eval.results import FREE, Result, as_json, read_results, write_results
+from eval.results import FREE, Result, as_json, read_results, write_results, write_whole
 from eval.scores import Scores, read_scores, score
 from eval.settings import Settings, SettingsError
 from eval.tables import markdown, table
@@ -76,8 +76,8 @@ def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | N
     scores = score(benchmark, results, facts, blind, text, chance)
     comparison = compare(others, results, scores.official) if others else None
     write_results(out / "results.jsonl", results)
-    _write(out / "scores.json", as_json(scores.model_dump(mode="json")))
-    _write(out / "scores.md", markdown(scores) + "\n")
+    write_whole(out / "scores.json", as_json(scores.model_dump(mode="json")))
+    write_whole(out / "scores.md", markdown(scores) + "\n")
     page = write_report(out / "report.html", str(model.folder), scores, benchmark, results, comparison, others)
     files = [out / "scores.json", out / "scores.md", page, out / "results.jsonl", out / "predictions.jsonl"]
     print(table(scores))
@@ -224,9 +224,3 @@ def _baseline(folder: Path, benchmark: Benchmark) -> list[Result]:
             f"{folder}: labels {other.labels.hash}, not {benchmark.labels.hash}; evaluate it on the same data"
         )
     return read_results(folder / "results.jsonl")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.rename(path)

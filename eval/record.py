@@ -51,7 +51,7 @@ def tracked(run: Path, summary: dict[str, Any]) -> tuple[str, str | None] | None
         run_id = json.loads(state.read_text())["run_id"] or run_id
     if uri is None and run_id is not None:
         config = yaml.safe_load((run / "config.yaml").read_text())
-        uri = config["tracking"]["uri"] or f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
+        uri = config.get("tracking", {}).get("uri") or f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
     return None if uri is None else (uri, run_id)
 
 

@@ -14,7 +14,7 @@ from data.shards.page import render
 from eval.benchmarks.item import Benchmark
 from eval.gallery import KINDS, Card, cards, clip, flip, kind
 from eval.paired import LEVEL, Comparison, TaskDifference
-from eval.results import Result
+from eval.results import Result, write_whole
 from eval.scores import Estimate, Scores, paired_difference
 from eval.tables import interval, percent
 
@@ -48,9 +48,7 @@ def write_report(
     style = (FOLDER / "report.css").read_text(encoding="utf-8")
     body = "".join((FOLDER / name).read_text(encoding="utf-8") for name in BODY)
     page = render(style, body, title=f"{benchmark.name} {benchmark.split}: {title}", gallery=gallery, **values)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8", errors="replace")  # a reply can hold half a character
-    part.rename(path)
+    write_whole(path, page)
     return path
 
 

@@ -36,10 +36,19 @@ class Result(BaseModel):
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """All or nothing."""
+    """As a whole."""
+    write_whole(path, "".join(r.model_dump_json() + "\n" for r in results))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All or nothing; DataError when it cannot be written."""
     part = path.with_name(path.name + ".part")
-    part.write_text("".join(r.model_dump_json() + "\n" for r in results), encoding="utf-8")
-    part.rename(path)
+    try:
+        part.write_text(text, encoding="utf-8", errors="replace")  # a reply can hold half a character
+        part.rename(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); make room, or name another --out") from error
 
 
 def read_results(path: Path) -> list[Result]:

@@ -37,7 +37,8 @@ def trained(export_of, tiny_shards: Path, heldout: Path, tmp_path: Path) -> Path
     (folder / "export").mkdir(parents=True)
     for step, objective in ((900, "sft"), (1000, "amvl")):
         (folder / "export" / f"step_{step}").symlink_to(export_of(objective))
-    (folder / "config.yaml").write_text(f"data:\n  train: [{{folder: {tiny_shards}}}]\n  heldout: {heldout}\n")
+    config = f"data:\n  train: [{{folder: {tiny_shards}}}]\n  heldout: {heldout}\ntracking:\n  uri: null\n"
+    (folder / "config.yaml").write_text(config)
     tracker = Tracker(TrackingConfig(patience=60), tmp_path / "runs", "one", folder)
     tracker.finish()
     uri = store_uri(TrackingConfig(), tmp_path / "runs")
@@ -158,12 +159,22 @@ def test_a_run_that_reached_mlflow_after_its_end(trained: Path) -> None:
     assert "eval/shards_mode_score/micro" in found
 
 
-def test_a_run_without_a_summary(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that goes on: its checkpoint is evaluated all the same, and no summary is made up."""
+def test_a_run_that_has_not_ended(trained: Path) -> None:
+    """Its checkpoint is evaluated all the same: no summary is made up, and its MLflow run gets the scores."""
+    summary = summary_of(trained)
     (trained / "summary.json").unlink()
     assert call(main, "--checkpoint", trained, "--mode", "score") == 0
     check(trained / "eval/step_1000/shards,mode=score", ITEMS)
-    assert not (trained / "summary.json").exists() and "MLflow" not in "".join(capsys.readouterr())
+    assert not (trained / "summary.json").exists()
+    found = client_of(summary).get_run(summary["mlflow_run_id"]).data.metrics
+    assert "eval/shards_mode_score/micro" in found
+
+
+def test_a_run_that_is_not_tracked(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (trained / "summary.json").unlink()
+    (trained / "tracking" / "state.json").unlink()
+    assert call(main, "--checkpoint", trained, "--mode", "score") == 0
+    assert "MLflow" not in "".join(capsys.readouterr())
 
 
 def test_an_export_outside_a_run(export_of, heldout: Path, tiny_shards: Path, tmp_path: Path) -> None:
