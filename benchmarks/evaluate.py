@@ -88,7 +88,7 @@ class Peer:
             item = self.answerer.processor.encode(job.sample)
             ids = self._with_latents(item) if self.answerer.settings.latents != "off" else self._plain(item)
             stop = [n for n, token in enumerate(ids) if token in self.answerer.ends]
-            found[job.sample.key] = self.answerer.processor.decode(ids[: stop[0]] if stop else ids)
+            found[job.sample.key] = self.answerer.processor.decode(ids[: stop[0]] if stop else ids).strip()
         return found
 
     def _plain(self, item: Encoded) -> list[int]:

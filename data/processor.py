@@ -113,8 +113,8 @@ class Processor:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def decode(self, ids: list[int]) -> str:
-        """Reply text of generated ids, without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """Text of generated ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _pixels(self, sample: Sample, fewer: int) -> tuple[Tensor, Tensor]:
         """([patches, patch width], [images, 3]) of all images."""

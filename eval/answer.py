@@ -19,7 +19,14 @@ from model.latent_vlm import LatentVLM
 
 REPLY = 256  # tokens of a reply that a batch has room for; few are longer, and a batch that is too large is halved
 # As PyTorch says it of the CPU; the last is oneDNN's.
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "could not create a primitive")
+# As PyTorch, oneDNN, cuBLAS and cuDNN say it.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "could not create a primitive",
+    "ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Planner:
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.processor = model.processor(settings)
+        self.slots = model.slots
 
     def job(self, sample: Sample, options: tuple[str, ...]) -> Job:
         """An item whose pictures cannot be read costs nothing; running it says why."""
@@ -58,6 +66,8 @@ class Planner:
             tokens = 0
         most = min(settings.max_new_tokens or 0, REPLY)
         behind = most * draws if settings.mode == "generate" else sum(map(len, options)) * draws
+        if settings.latents != "off":  # the prior's slots, and a decode branch with its marks for every draw
+            behind += self.slots + draws * (self.slots + 2)
         return Job(job_id(self.model, settings, sample, options), sample, options, tokens + behind)
 
     def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
@@ -105,6 +115,10 @@ class Answerer:
                 return self.processor.encode(job.sample)
             except DataError as error:
                 return str(error)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                return f"its pictures do not fit into memory: {error}"
 
         return [(job, encoded(job)) for job in batch]
 
@@ -148,8 +162,7 @@ class Answerer:
         if settings.mode == "score":
             options = [[self._ids(option) for option in job.options] for job in jobs]
             found = score(self.model, items, self.markers, options, thinking, settings.seed, together)
-            pairs = zip(jobs, found, strict=True)
-            return [Prediction(id=job.id, key=job.sample.key, scores=tuple(x.tolist())) for job, x in pairs]
+            return [_scored(job, x) for job, x in zip(jobs, found, strict=True)]
         assert settings.max_new_tokens
         stopped = self._stopped if settings.stop else None
         decoding = Decoding(
@@ -179,9 +192,18 @@ class Answerer:
 
     def _text(self, ids: list[int]) -> str:
         """A reply without what it was stopped by."""
-        text = str(self.processor.tokenizer.decode(ids, skip_special_tokens=True))
+        text = self.processor.decode(ids)
         places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
         return text[: min(places, default=None)].strip()
+
+
+def _scored(job: Job, scores: torch.Tensor) -> Prediction:
+    """With the log-likelihood of every option [O]."""
+    if not scores.isfinite().all():
+        return Prediction(
+            id=job.id, key=job.sample.key, failed=f"log-likelihoods that are no numbers: {scores.tolist()}"
+        )
+    return Prediction(id=job.id, key=job.sample.key, scores=tuple(scores.tolist()))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -94,7 +94,7 @@ def request(arguments: argparse.Namespace, benchmark: "Benchmark", **more: Any) 
         with_blind=arguments.blind,
         baseline=arguments.baseline,
         only=_chosen(arguments, benchmark),
-        selection=tuple(f"{name}={value}" for name in ("tasks", "limit") if (value := getattr(arguments, name))),
+        selection=_selection(arguments),
         retry=arguments.retry,
         rank=int(os.environ.get("RANK", "0")) if arguments.zero3 else 0,
         **more,
@@ -130,6 +130,12 @@ def _judge(arguments: argparse.Namespace) -> Any:
     return JudgeConfig(url=arguments.judge, model=arguments.judge_model)
 
 
+def _selection(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Which items, in words, where that was asked for by hand."""
+    asked = ((name, getattr(arguments, name, None)) for name in ("split", "tasks", "limit"))
+    return tuple(f"{name}={value}" for name, value in asked if value not in (None, "val"))
+
+
 def _chosen(arguments: argparse.Namespace, benchmark: "Benchmark") -> "Callable[[Item], bool] | None":
     """Which items --tasks and --limit leave."""
     from eval.settings import SettingsError
@@ -146,6 +152,7 @@ def _chosen(arguments: argparse.Namespace, benchmark: "Benchmark") -> "Callable[
     if arguments.limit is not None:
         if arguments.limit < 1:
             raise SettingsError(f"--limit {arguments.limit}: below 1; give a number of items")
-        keys = keys[:: max(1, len(keys) // arguments.limit)][: arguments.limit]
+        count = min(arguments.limit, len(keys))
+        keys = [keys[number * len(keys) // count] for number in range(count)]
     chosen = set(keys)
     return lambda item: item.key in chosen

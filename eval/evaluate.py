@@ -1,5 +1,6 @@
 """An evaluation from a benchmark and a model to predictions, results, scores and a page."""
 
+import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -55,37 +56,41 @@ def evaluate(benchmark: Benchmark, model: Model, request: Request) -> Scores | N
     None on the ranks of `zero3` that help the first.
     """
     settings, prompt = _settled(benchmark, model, request)
-    name = label(benchmark, request)
-    out = request.out or _folder(model) / name
+    read = reading(request)
+    name = ",".join([label(benchmark, request), *read])
+    asked = request.out or _folder(model) / label(benchmark, request)  # what was said stays, however it is read
+    out = asked / ",".join(read) if read and not request.out else asked
     items = [item for item in benchmark.items if request.only is None or request.only(item)]
     if not items:
         raise DataError(f"{benchmark.name}: no item is left; choose others with --tasks or --limit")
-    others = _baseline(request.baseline, benchmark) if request.baseline else None
+    others = _baseline(request.baseline, benchmark, items) if request.baseline else None
     jobs = plan(items, prompt, model, settings, request.with_blind)
     if request.rank > 0:
         zero3.help_first(model, settings, jobs.batches)
         return None
     for warning in benchmark.warnings:
         print(f"warning: {warning}")
-    said = predict(jobs, model, settings, out / "predictions.jsonl", request.retry)
-    judge = Judge(request.judge, out / "judge.jsonl") if request.judge else None
+    said = predict(jobs, model, settings, asked / "predictions.jsonl", request.retry)
+    judge = Judge(request.judge, asked / "judge.jsonl") if request.judge else None
     results = read_out(benchmark, said[settings.blind], request.rules, judge)
     blind = read_out(benchmark, said[True], request.rules, judge) if request.with_blind else None
     text, chance = request.text(items) if request.text else (None, None)
     facts = _facts(model, settings, prompt, request)
     scores = score(benchmark, results, facts, blind, text, chance)
     comparison = compare(others, results, scores.official) if others else None
+    out.mkdir(exist_ok=True)
     write_results(out / "results.jsonl", results)
     write_whole(out / "scores.json", as_json(scores.model_dump(mode="json")))
     write_whole(out / "scores.md", markdown(scores) + "\n")
     page = write_report(out / "report.html", str(model.folder), scores, benchmark, results, comparison, others)
-    files = [out / "scores.json", out / "scores.md", page, out / "results.jsonl", out / "predictions.jsonl"]
+    files = [out / "scores.json", out / "scores.md", page, out / "results.jsonl", asked / "predictions.jsonl"]
     print(table(scores))
     if comparison:
         print(f"against {request.baseline}: {comparison.verdict}")
     for hint in _hints(scores, settings, benchmark):
         print(f"hint: {hint}")
-    summary = record.summarise(model, name, scores, {} if request.selection else request.summary(scores))
+    headline = request.summary(scores) if name == benchmark.name else {}  # of nothing that was asked for by hand
+    summary = record.summarise(model, name, scores, headline)
     record.track(model, name, scores, summary, files)
     print(f"report: {page}")
     return scores
@@ -95,10 +100,14 @@ def label(benchmark: Benchmark, request: Request) -> str:
     """A benchmark's name with what was asked for by hand, so that evaluations of one checkpoint stand side by side."""
     own, default = request.settings.model_dump(), Settings().model_dump() | {"prompt": next(iter(benchmark.prompts))}
     asked = {name: value for name, value in own.items() if value not in (default[name], None) and name not in FREE}
-    asked |= {"rules": request.rules} if request.rules != "plain" else {}
-    asked |= {"judge": request.judge.model} if request.judge else {}
     parts = [benchmark.name, *request.selection, *(f"{name}={value}" for name, value in asked.items())]
     return ",".join(parts).replace("/", "_")[:200]
+
+
+def reading(request: Request) -> list[str]:
+    """How replies are read, where that was asked for by hand."""
+    rules = [f"rules={request.rules}"] if request.rules != "plain" else []
+    return [*rules, *([f"judge={request.judge.model}".replace("/", "_")[:100]] if request.judge else [])]
 
 
 class Plan(NamedTuple):
@@ -121,15 +130,14 @@ def plan(items: list[Item], prompt: Prompt, model: Model, settings: Settings, wi
 
 def predict(jobs: Plan, model: Model, settings: Settings, path: Path, retry: bool) -> dict[bool, dict[str, Prediction]]:
     """Predictions by key, with pictures and without. Those that the file has are kept, others added as they come."""
-    kept = Predictions(path)
-    if retry:
-        kept.forget_failures()
-    # Whole batches, so that a killed run gives the numbers of an unbroken one to the last digit.
-    todo = [n for n, batch in enumerate(jobs.batches) if any(job.id not in kept.known for job in batch)]
-    run = zero3.lead if settings.zero3 else workers.run
-    for found in _shown(run(model, settings, jobs.batches, todo), jobs.batches, kept):
-        kept.add(found)
-    kept.close()
+    with contextlib.closing(Predictions(path)) as kept:
+        if retry:
+            kept.forget_failures()
+        # Whole batches, so that a killed run gives the numbers of an unbroken one to the last digit.
+        todo = [n for n, batch in enumerate(jobs.batches) if any(job.id not in kept.known for job in batch)]
+        run = zero3.lead if settings.zero3 else workers.run
+        for found in _shown(run(model, settings, jobs.batches, todo), jobs.batches, todo, kept):
+            kept.add(found)
     return {blind: {job.sample.key: kept.known[job.id] for job in own} for blind, own in jobs.jobs.items()}
 
 
@@ -144,13 +152,12 @@ def _options(item: Item, prompt: Prompt, settings: Settings) -> tuple[str, ...]:
 
 
 def _shown(
-    found: Iterator[list[Prediction]], batches: list[list[Job]], kept: Predictions
+    found: Iterator[list[Prediction]], batches: list[list[Job]], todo: list[int], kept: Predictions
 ) -> Iterator[list[Prediction]]:
     """The same, with a bar whose time left goes by tokens, as the longest items come first."""
     costs = {job.id: job.cost for batch in batches for job in batch}
-    done = sum(cost for name, cost in costs.items() if name in kept.known)
-    total = sum(costs.values())
-    with tqdm(total=total, initial=done, unit="token", unit_scale=True, disable=done == total) as bar:
+    total, rest = sum(costs.values()), sum(job.cost for number in todo for job in batches[number])
+    with tqdm(total=total, initial=total - rest, unit="token", unit_scale=True, disable=not todo) as bar:
         for predictions in found:
             yield predictions
             bar.update(sum(costs[p.id] for p in predictions))
@@ -213,8 +220,8 @@ def _versions() -> Iterable[tuple[str, str]]:
             continue
 
 
-def _baseline(folder: Path, benchmark: Benchmark) -> list[Result]:
-    """The results of another evaluation, which must be of the same benchmark."""
+def _baseline(folder: Path, benchmark: Benchmark, items: list[Item]) -> list[Result]:
+    """The results of another evaluation, which must be of the same items."""
     other = read_scores(folder / "scores.json")
     for name, wanted in (("benchmark", benchmark.name), ("split", benchmark.split)):
         if (found := getattr(other, name)) != wanted:
@@ -223,4 +230,8 @@ def _baseline(folder: Path, benchmark: Benchmark) -> list[Result]:
         raise DataError(
             f"{folder}: labels {other.labels.hash}, not {benchmark.labels.hash}; evaluate it on the same data"
         )
-    return read_results(folder / "results.jsonl")
+    results = read_results(folder / "results.jsonl")
+    if {result.key for result in results} != {item.key for item in items}:
+        what = f"has {len(results)} items, not the {len(items)} evaluated here"
+        raise DataError(f"{folder}: {what}; take the same --tasks and --limit, or use eval/compare.py --common")
+    return results

@@ -191,7 +191,7 @@ def fold(text: str) -> Folded:
     tail = "".join(lines[-(LINES // 3) :])[-(FOLDED // 3) :]
     head = head[: head.rfind(" ", len(head) - WORD) + 1 or len(head)]
     tail = tail[tail.find(" ", 0, WORD) + 1 :]
-    return Folded(head, clip(text[len(head) : -len(tail)], LONGEST), tail)
+    return Folded(head, clip(text[len(head) : len(text) - len(tail)], LONGEST), tail)
 
 
 def picture(content: bytes, fault: str) -> Picture:

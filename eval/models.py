@@ -36,6 +36,11 @@ class Model:
         return (self.folder / LATENT_FACTS).is_file()
 
     @property
+    def slots(self) -> int:
+        """k, or 0 without latents."""
+        return int(_json(self.folder / LATENT_FACTS)["latent"]["slots"]) if self.latent else 0
+
+    @property
     def recipe(self) -> Recipe:
         facts = _json(self.folder / LATENT_FACTS) if self.latent else None
         return Recipe(**facts["recipe"]) if facts else RECIPES["sft"]
@@ -110,7 +115,7 @@ def find_model(path: Path, step: int | None = None) -> Model:
     if (path / "config.json").is_file():
         read_architecture(path / "config.json")
         check_weights(path)
-        return Model(path, _fingerprint(path), None, None)
+        return Model(path, _id(path, _weights(path)), None, None)
     raise ModelError(
         f"{path}: neither a run, a checkpoint, an export nor a Hugging Face model; name one, e.g. runs/quickstart"
     )
@@ -137,7 +142,7 @@ def _export(folder: Path) -> Model:
     run = folder.parent.parent
     inside = (run / "config.yaml").is_file() and re.fullmatch(r"step_\d+", folder.name)
     facts = _json(folder / LATENT_FACTS)
-    return Model(folder, facts["id"], run if inside else None, _step(folder) if inside else None)
+    return Model(folder, _id(folder, facts["id"]), run if inside else None, _step(folder) if inside else None)
 
 
 def _step(path: Path) -> int:
@@ -152,9 +157,19 @@ def _json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: cannot be read ({error}); fetch the folder again") from error
 
 
-def _fingerprint(folder: Path) -> str:
-    """Of the architecture, and of sizes and spread pieces of the weight files (not all of 100 GB is read)."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+def _id(folder: Path, weights: str) -> str:
+    """Of the weights, and of every small file beside them: tokenizer, chat template, end marks, image processor."""
+    digest = hashlib.sha256(weights.encode())
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model") and p.is_file()
+    ):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _weights(folder: Path) -> str:
+    """Of sizes and spread pieces of the weight files (not all of 100 GB is read)."""
+    digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
@@ -162,4 +177,4 @@ def _fingerprint(folder: Path) -> str:
             for number in range(PIECES):
                 file.seek(max(0, size - PIECE) * number // (PIECES - 1))
                 digest.update(file.read(PIECE))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()

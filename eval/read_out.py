@@ -1,7 +1,7 @@
 """From what a model said to verdicts: every reply is read by rules, votes are counted, options are ranked."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from data.sample import LETTERS
 from eval.benchmarks.item import Benchmark, Item
@@ -29,8 +29,10 @@ def _result(benchmark: Benchmark, item: Item, said: Prediction, rules: str, judg
     found = Extraction(None, "none")
     if said.failed is None and said.scores is not None:
         found = Extraction(LETTERS[said.scores.index(max(said.scores))], "likeliest")
-    elif said.failed is None:
+    elif said.failed is None and item.n_choices:
         found = _majority([_read(benchmark, item, reply, rules, judge) for reply in said.replies])
+    elif said.failed is None:
+        found = _open(item, said.replies)
     return Result(
         key=item.key,
         task=item.task,
@@ -48,13 +50,17 @@ def _result(benchmark: Benchmark, item: Item, said: Prediction, rules: str, judg
 
 
 def _read(benchmark: Benchmark, item: Item, reply: str, rules: str, judge: Judge | None) -> Extraction:
-    if not item.n_choices:
-        # An open question has one right text, whatever its capitals, spaces or full stop.
-        return Extraction(item.label if _same(reply) == _same(item.label) else reply.strip() or None, "text")
     found = extract(reply, benchmark.rules, rules, item.n_choices, item.choices)
     if found.answer is None and judge:
         return judge.verdict(item.question, item.choices, item.n_choices, reply)
     return found
+
+
+def _open(item: Item, replies: Sequence[str]) -> Extraction:
+    """An open question has one right text, whatever its capitals, spaces or full stop."""
+    found = _majority([Extraction(_same(reply) or None, "text") for reply in replies])
+    written = [item.label, *(reply.strip() for reply in replies)]  # as the answer is given: the label if it is right
+    return Extraction(next((text for text in written if _same(text) == found.answer), None), found.rule)
 
 
 def _same(text: str) -> str:

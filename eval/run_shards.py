@@ -45,7 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
         by_task = {name: one.model_dump(mode="json") for name, one in scores.tasks.items()}
         return levels | {"n": scores.n, "by_task": by_task} | wall
 
-    more = {"max_new_tokens": MOST_TOKENS, "text": baseline, "summary": summary}
+    # The run's own figures are those on its own set.
+    own = arguments.data is None or (model.run and str(arguments.data) == str(_data_of(model, "heldout")))
+    more = {"max_new_tokens": MOST_TOKENS, "text": baseline, "summary": summary if own else lambda scores: {}}
     evaluate(benchmark, model, cli.request(arguments, benchmark, **more))
 
 

@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ from eval.models import Model
 from eval.predictions import Prediction
 from eval.settings import Settings
 
+DEATHS = 25  # in a row, at most: enough to find one item in the largest batch by halves
 PATIENCE = 5  # seconds that a process has to end by itself
 IDLE, MORE = "idle", "more"  # what a process asks: a batch when there is one, and another if there is one
 
 
 class WorkerError(UserError):
-    """A process that cannot begin."""
+    """A process that cannot begin, or cannot go on."""
 
 
 def run(model: Model, settings: Settings, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
@@ -65,7 +67,8 @@ class Pool:
 
     def __init__(self, model: Model, settings: Settings, count: int) -> None:
         self.model, self.settings = model, settings
-        self.threads = max(1, (os.cpu_count() or 1) // count)
+        self.threads = max(1, len(os.sched_getaffinity(0)) // count)
+        self.deaths = 0  # of processes, since one has answered
         self.waiting: deque[list[Job]] = deque()
         self.suspects: set[str] = set()  # ids of jobs that were in hand when a process ended
         self.workers = [self._start(number) for number in range(count)]
@@ -116,13 +119,14 @@ class Pool:
     def _hear(self, worker: _Worker) -> Iterator[list[Prediction]]:
         try:
             said = worker.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # OSError: it ended in the middle of what it said
             yield from self._lose(worker)
             return
         if isinstance(said, UserError):
             raise said
         if isinstance(said, list):
             worker.given.pop(0)
+            self.deaths = 0
             yield said
         elif said == IDLE:
             worker.ready = True
@@ -149,8 +153,10 @@ class Pool:
         worker.process.join()
         code = worker.process.exitcode
         why = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        if not worker.ready:
-            raise WorkerError(f"a process ended {why} while it loaded the model; lower --processes")
+        self.deaths += 1
+        if not worker.ready or self.deaths > DEATHS:
+            when = "while it loaded the model" if not worker.ready else f"as {DEATHS} before it, and none answered"
+            raise WorkerError(f"a process ended {why} {when}; lower --processes")
         worker.connection.close()
         self.idle = [other for other in self.idle if other is not worker]
         self.workers[self.workers.index(worker)] = self._start(worker.number)
@@ -168,6 +174,8 @@ def _work(connection: Connection, model: Model, settings: Settings, device: str,
     """One process: asks for batches until the program that started it is gone."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # where kernels run that do not look where their tensors are
     try:
         answerer = Answerer(model, settings, device)
         while True:
@@ -178,6 +186,9 @@ def _work(connection: Connection, model: Model, settings: Settings, device: str,
         return
     except UserError as error:
         connection.send(error)
+    except Exception as error:  # a fault of ours or of the machine, not of an item
+        traceback.print_exc()
+        connection.send(WorkerError(f"a process failed ({type(error).__name__}: {error}); its traceback is above"))
 
 
 def _batches(connection: Connection) -> Iterator[list[Job]]:

@@ -99,9 +99,8 @@ class _SharedAnswerer(Answerer):
             "zero_optimization": {"stage": 3},
         }
         hf = HfDeepSpeedConfig(values)  # alive while the weights load: each rank keeps its share of each as it is read
-        super().__init__(model, settings, "cpu")
+        super().__init__(model, settings, get_accelerator().current_device_name())
         del hf
-        self.model.scale = self.model.scale.to(get_accelerator().current_device_name())
         deepspeed.zero.register_external_parameter(self.model.target_loss, self.model.target_loss.weight)
         self.engine, *_ = deepspeed.initialize(model=_Ranks(self.model), config=values, dist_init_required=False)
 

@@ -69,6 +69,6 @@ def sample_of(item: Item, prompt: Prompt, blind: bool = False) -> Sample:
     """An item as a sample to encode, its choices written out by the prompt. `blind`: without its pictures."""
     question = prompt.build(item)
     if blind:
-        question = question.replace(IMAGE_MARK, "").strip()
+        question = question.replace(IMAGE_MARK, "").strip() or "?"  # some are asked by their pictures alone
     text = Text(question=question, answer=item.label, task=item.task, source=item.key)
     return Sample(key=item.key, text=text, images=() if blind else item.images)

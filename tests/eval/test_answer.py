@@ -78,6 +78,11 @@ def answered(model: Model, settings: Settings, samples: list[Sample]) -> dict[st
 # ---- What items cost, and batches ----
 
 
+def latent(draws: int) -> int:
+    """Tokens of the export's 3 slots: the prior's, and for every draw those of a decode branch with two marks."""
+    return 3 + draws * (3 + 2)
+
+
 def test_costs_are_the_tokens_that_are_run(amvl: Model, samples: list[Sample], tiny_shards: Path) -> None:
     """Of every prompt, from the headers of its pictures alone."""
     planner = Planner(amvl, given(amvl))
@@ -91,7 +96,7 @@ def test_costs_are_the_tokens_that_are_run(amvl: Model, samples: list[Sample], t
     for one in [*shards.read_set(tiny_shards), *samples, *odd]:
         encoded = planner.processor.encode(one)
         assert planner.processor.length(one) == len(encoded.prompt), one.key
-        assert planner.job(one, ()).cost == len(encoded.prompt) + NEW
+        assert planner.job(one, ()).cost == len(encoded.prompt) + latent(1) + NEW
         tokens.append(len(encoded.prompt))
     assert len(set(tokens)) > 20
 
@@ -104,15 +109,16 @@ def test_costs_of_what_comes_behind(amvl: Model, samples: list[Sample]) -> None:
         options = OPTIONS if how.get("mode") == "score" else ()
         return Planner(amvl, given(amvl, **how)).job(samples[0], options).cost - length
 
-    assert (behind(), behind(latents="vote:3"), behind(max_new_tokens=10**6)) == (NEW, 3 * NEW, REPLY)
-    assert behind(mode="score", latents="vote:2") == 2 * behind(mode="score")
+    assert (behind(), behind(latents="vote:3")) == (latent(1) + NEW, latent(3) + 3 * NEW)
+    assert (behind(latents="off"), behind(max_new_tokens=10**6)) == (NEW, latent(1) + REPLY)
+    assert behind(mode="score", latents="vote:2") - latent(2) == 2 * (behind(mode="score") - latent(1))
     ids = Planner(amvl, given(amvl)).processor.tokenizer(list(OPTIONS), add_special_tokens=False)["input_ids"]
-    assert behind(mode="score") >= sum(map(len, ids)) > len(OPTIONS)
+    assert behind(mode="score", latents="off") >= sum(map(len, ids)) > len(OPTIONS)
 
 
 def test_a_picture_that_is_none_costs_nothing(amvl: Model) -> None:
     planner = Planner(amvl, given(amvl))
-    assert planner.job(sample("none", b"no picture"), ()).cost == NEW
+    assert planner.job(sample("none", b"no picture"), ()).cost == latent(1) + NEW
     cut = picture(96, 96)[:-40]  # only decoding it tells
     assert planner.job(sample("cut", cut), ()).cost == planner.job(sample("whole", picture(96, 96)), ()).cost
 
@@ -270,7 +276,7 @@ def test_a_stop_text_is_seen_as_soon_as_it_is_whole(amvl: Model, stop: str, befo
     seen = [answerer._stopped(ids[: n + 1]) for n in range(len(ids))]
     assert seen[-1] and not any(seen[:-1])
     assert answerer._text(ids) == before.strip()
-    assert answerer._text(ids[:-1]) == answerer.processor.decode(ids[:-1])
+    assert answerer._text(ids[:-1]) == answerer.processor.decode(ids[:-1]).strip()
 
 
 # ---- What goes wrong ----

@@ -1,14 +1,17 @@
 """What the commands refuse: one line that names the flag, and exit code 2, before anything is loaded or written."""
 
+import argparse
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from eval import answer, cli, run_blink, run_shards, run_tsv, run_visual_puzzles
+from eval.benchmarks.item import Benchmark, Item, Labels
 from eval.settings import Settings
 from tests.eval.benchmarks.layouts import write_blink
 from tests.eval.commands import FILES, call, check, refused
@@ -156,3 +159,15 @@ def test_by_its_path(export_of, data: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'nowhere'}: neither a run")
+
+
+@pytest.mark.parametrize("limit", [1, 3, 14, 20, 27, 28, 100])
+def test_a_limit_is_spread_over_all_sub_tasks(limit: int) -> None:
+    """Also where it is more than half of the items."""
+    items = tuple(Item(f"{task}-{n}", task, "?", "A", None, 4) for task in "abcd" for n in range(7))
+    benchmark = Benchmark("b", "val", items, {}, "macro", Labels("", ""))
+    chosen = cli._chosen(argparse.Namespace(tasks=None, limit=limit), benchmark)
+    assert chosen is not None
+    counts = Counter(item.task for item in items if chosen(item))
+    assert counts.total() == min(limit, 28)
+    assert max(counts.values()) - min(counts[task] for task in "abcd") <= 1

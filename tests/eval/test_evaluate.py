@@ -253,6 +253,8 @@ def test_comparisons_that_cannot_be(no_model: None, again: Path, export_of, data
     tsv = small_tsv(tmp_path / "Other.tsv")
     text = refused(capsys, run_tsv.main, "--data", tsv, *common, "--tasks", "right", "--baseline", again)
     assert text == f"{again}: of benchmark blink, not Other; name another one"
+    text = refused(capsys, run_blink.main, *blink_, "--limit", 3, "--baseline", again)
+    assert text.startswith(f"{again}: has {N} items, not the 3 evaluated here; take the same --tasks and --limit")
     (again / "results.jsonl").write_text("{}")
     text = refused(capsys, run_blink.main, *blink_, "--baseline", again)
     assert text == f"{again}/results.jsonl: not results of an evaluation (Field required); evaluate again"

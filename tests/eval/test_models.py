@@ -39,7 +39,8 @@ def run_with(folder: Path, exports: dict[str, Path]) -> Path:
 def test_an_export(export_of: ExportOf) -> None:
     export = export_of("amvl")
     found = find_model(export)
-    assert found == Model(export, json.loads((export / "latent.json").read_text())["id"], None, None)
+    assert (found.folder, found.run, found.step) == (export, None, None)
+    assert found.slots == json.loads((export / "latent.json").read_text())["latent"]["slots"] == 3
     assert found.latent and vars(found.recipe) == json.loads((export / "latent.json").read_text())["recipe"]
 
 
@@ -89,21 +90,21 @@ def test_large_weight_files_are_told_apart_by_pieces(tmp_path: Path, monkeypatch
     content = bytearray(module.PIECES * 256)
     path.write_bytes(content)
     (tmp_path / "README.md").write_text("a")
-    seen = {module._fingerprint(tmp_path)}
+    seen = {module._weights(tmp_path)}
     (tmp_path / "README.md").write_text("b")
-    assert module._fingerprint(tmp_path) in seen
+    assert module._weights(tmp_path) in seen
     places = [(len(content) - 64) * number // (module.PIECES - 1) for number in range(module.PIECES)]
     assert places[0] == 0 and places[-1] + 64 == len(content)
     for at in [0, len(content) - 1, *places]:
         content[at] ^= 1
         path.write_bytes(content)
-        seen.add(module._fingerprint(tmp_path))
+        seen.add(module._weights(tmp_path))
         content[at] ^= 1
     assert len(seen) == 1 + len({0, len(content) - 1, *places})
     path.write_bytes(content + b"\0")
-    assert module._fingerprint(tmp_path) not in seen
+    assert module._weights(tmp_path) not in seen
     path.rename(tmp_path / "other.safetensors")
-    assert module._fingerprint(tmp_path) not in seen
+    assert module._weights(tmp_path) not in seen
 
 
 def test_exports_made_twice_are_two_models(export_of: ExportOf) -> None:
@@ -323,3 +324,17 @@ def test_a_run_without_anything(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     text = refusal(lambda: find_model(run), ModelError)
     assert text == f"{run}: no complete checkpoint; there is none of any step"
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "tokenizer.json"])
+def test_what_a_reply_depends_on_beside_the_weights(
+    export_of: ExportOf, tiny_backbone: Path, tmp_path: Path, name: str
+) -> None:
+    """Another chat template, tokenizer or end mark is another model: its replies are not those of the one before."""
+    for number, folder in enumerate((export_of("amvl"), tiny_backbone)):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        assert find_model(copy).id == find_model(folder).id
+        with (copy / name).open("a") as file:
+            file.write("\n")
+        assert find_model(copy).id != find_model(folder).id

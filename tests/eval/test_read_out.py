@@ -141,6 +141,7 @@ def test_open_questions_vote() -> None:
     assert verdict(read(of, "8", "7", " 7. ")) == ("7", "vote: 2 of 3", True)
     assert verdict(read(of, "8", "9", "7")) == ("8", "vote: 1 of 3", False)
     assert verdict(read(of, "", " ")) == (None, "none", False)
+    assert verdict(read(of, "seven", " Seven.", "SEVEN", "7", "7")) == ("seven", "vote: 3 of 5", False), "no lean to 7"
 
 
 def test_options_in_the_picture() -> None:

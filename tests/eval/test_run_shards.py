@@ -109,10 +109,9 @@ def test_several_evaluations_stand_side_by_side(trained: Path) -> None:
     """In the summary and in MLflow; one of a part of the items does not take the place of the whole."""
     assert call(main, "--checkpoint", trained, "--mode", "score") == 0
     first = summary_of(trained)
-    assert "wall_seconds" not in first
+    assert "accuracy" not in first, "the run's own figures are those without anything asked for by hand"
     assert call(main, "--checkpoint", trained, "--mode", "score", "--limit", 5) == 0
     second = summary_of(trained)
-    assert (first["n"], second["n"], second["accuracy"]) == (ITEMS, ITEMS, first["accuracy"])
     names = ["shards,mode=score", "shards,limit=5,mode=score"]
     assert list(second["eval"]) == names and [second["eval"][name]["n"] for name in names] == [ITEMS, 5]
     found = client_of(second).get_run(second["mlflow_run_id"]).data.metrics
@@ -141,7 +140,7 @@ def test_mlflow_that_is_down_takes_nothing_from_an_evaluation(trained: Path, cap
     (trained / "summary.json").write_text(json.dumps(summary_of(trained) | changed))
     assert call(main, "--checkpoint", trained, "--mode", "score") == 0
     out = trained / "eval/step_1000/shards,mode=score"
-    assert summary_of(trained)["accuracy"] == check(out, ITEMS)["micro"]["value"]
+    assert summary_of(trained)["eval"]["shards,mode=score"]["accuracy"] == check(out, ITEMS)["micro"]["value"]
     said = capsys.readouterr()
     (line,) = [line for line in said.err.splitlines() if "MLflow" in line]
     reason = "nor could it during training" if never else "Connection refused"
@@ -214,4 +213,22 @@ def test_open_questions_unlike_any_in_training(trained: Path, heldout: Path, tmp
     assert call(main, "--checkpoint", trained, "--data", data, *SHORT) == 0
     scores = scores_of(trained / "eval/step_1000/mixed,max_new_tokens=2")
     assert scores["chance"] is None and scores["tasks"]["new"]["chance"] is None
-    assert summary_of(trained)["chance"] is None and summary_of(trained)["n"] == ITEMS + 1
+    assert summary_of(trained)["eval"]["mixed,max_new_tokens=2"]["n"] == ITEMS + 1
+
+
+def test_other_rules_stand_below_what_was_said(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the default folder: replies are read anew, none is made anew, and neither result takes the other's place."""
+    judge = ("--judge", "http://127.0.0.1:9/v1", "--judge-model", "some/model")
+    assert call(main, "--checkpoint", trained, *SHORT) == 0
+    folder = trained / "eval/step_1000/shards,max_new_tokens=2"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def never(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("eval.answer.Answerer.__init__", never)
+    monkeypatch.setattr("eval.judge.Retry", lambda total, **_: 0)  # that judge is not there, and is not waited for
+    with pytest.warns(UserWarning, match="3 failures in a row"):
+        assert call(main, "--checkpoint", trained, *SHORT, *judge) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert scores_of(folder / "judge=some_model")["settings"]["judge"] == "some/model"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from eval.benchmarks.item import Benchmark, Labels, Prompt
-from eval.evaluate import Request, label
+from eval.evaluate import Request, label, reading
 from eval.judge import JudgeConfig
 from eval.results import FREE
 from eval.settings import Settings
@@ -92,10 +92,9 @@ def test_label() -> None:
     assert labelled(seed=3, latents="vote:3:0.5", mode="score") == "b,mode=score,latents=vote:3:0.5,seed=3"
     assert labelled(temperature=0.5, stop=("a/b", "\n")) == r"b,temperature=0.5,stop=('a_b', '\n')"
     judge = JudgeConfig(url="http://localhost/v1", model="org/m")
-    assert (
-        labelled("official", judge, ("limit=40",), prompt="other")
-        == "b,limit=40,prompt=other,rules=official,judge=org_m"
-    )
+    assert labelled("official", judge, ("limit=40",), prompt="other") == "b,limit=40,prompt=other", "the same replies"
+    assert reading(Request(Settings(), rules="official", judge=judge)) == ["rules=official", "judge=org_m"]
+    assert reading(Request(Settings())) == []
 
 
 def test_labels_are_names_of_folders() -> None:
@@ -107,6 +106,6 @@ def test_labels_are_names_of_folders() -> None:
     }  # fmt: skip
     assert set(given) == set(Settings.model_fields) - set(FREE) - {"top_p"}
     labels = [labelled(**{name: value}) for name, value in given.items()]
-    labels += [labelled(temperature=0.5, top_p=0.5), labelled(stop=("x\n" * 500,)), labelled("official")]
+    labels += [labelled(temperature=0.5, top_p=0.5), labelled(stop=("x\n" * 500,))]
     assert len({"b", *labels}) == len(labels) + 1
     assert all("/" not in one and "\n" not in one and len(one) <= 200 for one in labels)

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from data import shards
+from data import puzzles, shards
+from data.sample import UserError
 from eval.answer import Answerer, Job, Planner
 from eval.benchmarks.item import sample_of
 from eval.benchmarks.shards import PROMPTS, item_of
@@ -147,6 +149,24 @@ def test_what_is_wrong_with_the_model_is_said(model: Model, settings: Settings, 
     broken = Model(tmp_path, model.id, None, None)
     with closing(Pool(broken, settings, 2)) as pool, pytest.raises(Exception, match="no tokenizer or image processor"):
         collected(pool, batches)
+
+
+def test_a_fault_that_is_no_items_ends_the_evaluation(model: Model, settings: Settings, batches) -> None:
+    """With its traceback, and no item is blamed for it."""
+    broken = settings.model_copy(update={"latents": "nonsense"})
+    with closing(Pool(model, broken, 1)) as pool, pytest.raises(UserError) as caught:
+        collected(pool, batches)
+    assert "nonsense" in str(caught.value)
+    wrong = [
+        [
+            Job("", sample_of(item_of(puzzle), PROMPTS["amvl"]), (), 1)
+            for puzzle in puzzles.stream(("maze",), "heldout", 1)
+        ]
+    ]
+    wrong[0][0] = replace(wrong[0][0], sample=None)  # type: ignore[arg-type]
+    with closing(Pool(model, settings, 1)) as pool, pytest.raises(WorkerError) as failed:
+        collected(pool, wrong)
+    assert str(failed.value).startswith("a process failed (AttributeError: 'NoneType' object has no attribute")
 
 
 def test_processes_end_with_the_program(model: Model, settings: Settings, tmp_path: Path) -> None:
