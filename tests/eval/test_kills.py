@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ from tests.processes import gone
 
 ROOT = Path(__file__).parents[2]
 ITEMS = 1901
-AT_ONCE = 250  # items at most between two kills
 
 
 class Evaluation:
@@ -45,17 +43,17 @@ class Evaluation:
         content = self.predictions.read_bytes() if self.predictions.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines()
 
-    def kill(self, processes: int | None, rng: random.Random) -> int:
-        """Start, and kill after a random number of items and a random moment. How many items there are then."""
-        wanted, program = len(self.lines()) + rng.randint(0, AT_ONCE), self.start(processes)
+    def kill(self, processes: int | None, items: int, moment: float) -> int:
+        """Start, and kill after so many more items and a moment in seconds. How many items there are then."""
+        wanted, program = len(self.lines()) + items, self.start(processes)
         children: list[int] = []
         while len(self.lines()) < wanted and program.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(moment)
         task = Path(f"/proc/{program.pid}/task/{program.pid}/children")
         if task.exists():
             children = [int(pid) for pid in task.read_text().split()]
-        os.kill(program.pid, signal.SIGKILL)  # the program alone: its processes have to see to themselves
+        program.kill()  # the program alone: its processes have to see to themselves
         program.wait()
         assert gone(children, 20)
         return len(self.lines())
@@ -83,7 +81,10 @@ def whole(evaluation: Callable[[str], Evaluation]) -> Evaluation:
 def check(evaluation: Callable[[str], Evaluation], whole: Evaluation, kills: int, seed: int) -> None:
     """Kill as often, by one process in this program, one and two of its own in turn; then finish and compare."""
     rng, disturbed = random.Random(seed), evaluation(f"killed {kills} times")
-    counts = [disturbed.kill((None, 1, 2)[number % 3], rng) for number in range(kills)]
+    counts = [
+        disturbed.kill((None, 1, 2)[number % 3], rng.randint(0, ITEMS * 4 // 3 // kills), rng.uniform(0, 0.3))
+        for number in range(kills)
+    ]
     print(f"items after each kill: {counts}")
     assert counts == sorted(counts), "none was lost"
     assert any(0 < count < ITEMS for count in counts)
