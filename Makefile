@@ -1,6 +1,6 @@
 # make train     everything from a bare machine to a trained, evaluated model (runs/quickstart)
 # make test      lint, types and tests; KERNELS=1 adds those of the fused modules (Triton's interpreter, 1 GB)
-# make test-long the tests that take many minutes: one run killed 50 times
+# make test-long the tests that take many minutes: one run killed 50 times, one evaluation 20 times
 # make test-gpu  the tests that need a CUDA GPU
 # make check     lint and types alone
 # make puzzles   a contact sheet of the generated puzzles (runs/puzzles.png)
