@@ -20,6 +20,7 @@ from eval.benchmarks.item import Benchmark
 from eval.results import Result
 
 DIFFICULTIES = ("easy", "medium", "hard")  # other groups stand in the order of their names
+TINY = 1e-12  # a variance that is one of rounding
 Z = NormalDist().inv_cdf(0.975)  # 1.959964
 
 _Value = TypeVar("_Value")
@@ -136,13 +137,17 @@ def paired_difference(only_a: int, only_b: int, n: int) -> Estimate:
     """B - A on the same n items, of which `only_a` and `only_b` were right in one run alone.
 
     The n differences are -1, 0 or 1; SE = sqrt(their variance (n - 1 degrees of freedom) / n), normal interval.
-    One item says nothing: SE 1, the interval everything.
+    One item says nothing: SE 1, the interval everything. Where all differences are alike their variance is no guide:
+    then others may be as many as Clopper and Pearson (1934) allow where none of n was seen, 1 - 0.025^(1/n).
     """
     value = (only_b - only_a) / n
     if n == 1:
         return Estimate(value=value, se=1.0, low=-1.0, high=1.0)
-    variance = (only_a + only_b - n * value**2) / (n - 1)
-    return _normal(value, sqrt(max(0.0, variance) / n), at_least=-1)
+    variance = max(0.0, only_a + only_b - n * value**2) / (n - 1)
+    if variance < TINY:
+        margin = (1 + abs(value)) * (1 - 0.025 ** (1 / n))
+        return Estimate(value=value, se=0.0, low=max(-1.0, value - margin), high=min(1.0, value + margin))
+    return _normal(value, sqrt(variance / n), at_least=-1)
 
 
 def _normal(value: float, se: float, at_least: float) -> Estimate:

@@ -85,18 +85,18 @@ class VarlenPlan:
         stay = [sample for sample, of_sample in enumerate(parents) if of_sample]
         starts = np.cumsum([0, *self.lengths])
         codes = _codes(self.kept)
-        rows, kept = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)]
-        for number, sample in enumerate(stay):
-            for branch, parent in enumerate(parents[sample]):
-                own = np.flatnonzero(codes == _codes(np.array([[sample, parent]])))
-                rows.append(own)
-                kept.append(np.full((len(own), 2), (number, branch)))
+        order = codes.argsort(kind="stable")
+        wanted = np.array([(sample, parent) for sample in stay for parent in parents[sample]], np.int64).reshape(-1, 2)
+        first, last = (np.searchsorted(codes[order], _codes(wanted), side) for side in ("left", "right"))
+        rows = [np.zeros(0, np.int64), *(order[a:b] for a, b in zip(first, last, strict=True))]
+        named = np.array([(n, b) for n, sample in enumerate(stay) for b in range(len(parents[sample]))], np.int64)
+        kept = named.reshape(-1, 2).repeat(last - first, axis=0)
         prefix = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in stay])
         whole = len(stay) == len(self.lengths)
         places = [
             torch.from_numpy(x).to(next(iter(memory.values())).prefix[0].device) for x in (prefix, np.concatenate(rows))
         ]
-        plan = replace(self, lengths=tuple(self.lengths[i] for i in stay), kept=np.concatenate(kept))
+        plan = replace(self, lengths=tuple(self.lengths[i] for i in stay), kept=kept)
         return plan, {
             layer: Memory(_picked(seen.prefix, None if whole else places[0]), _picked(seen.kept, places[1]))
             for layer, seen in memory.items()

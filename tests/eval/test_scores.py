@@ -106,7 +106,11 @@ def test_paired_difference() -> None:
     assert (found.low, found.high) == pytest.approx((0.5 - 1.959964 * 0.288675, 1.0), abs=1e-6)  # 1.066 is cut at 1
     # 1, -1, 0: mean 0, variance 2 / 2 = 1, SE sqrt(1 / 3) = 0.577350, 1.959964 SE = 1.131586, cut at 1.
     assert paired_difference(1, 1, 3) == Estimate(value=0, se=sqrt(1 / 3), low=-1, high=1)
-    assert paired_difference(0, 0, 9) == Estimate(value=0, se=0, low=0, high=0)
+    # None of 9 differs: up to 1 - 0.025^(1/9) = 1 - exp(-3.688879 / 9) = 0.336267 might, either way; where all 9
+    # are +1, as many might be -1, which takes twice as much.
+    none, every = paired_difference(0, 0, 9), paired_difference(0, 9, 9)
+    assert (none.value, none.se, none.low, none.high) == (0, 0, pytest.approx(-0.336267), pytest.approx(0.336267))
+    assert (every.value, every.low, every.high) == (1, pytest.approx(1 - 2 * 0.336267, abs=1e-6), 1)
     assert paired_difference(0, 1, 1) == Estimate(value=1, se=1, low=-1, high=1)
 
 
@@ -138,7 +142,7 @@ def test_a_score_by_hand() -> None:
     # Over blind 0, +1, 0, -1: mean 0, variance 2/3, SE sqrt(2 / 3 / 4). Over text: 0 everywhere.
     assert found.gain_over_blind and found.gain_over_blind.value == 0
     assert found.gain_over_blind.se == pytest.approx(sqrt(1 / 6))
-    assert found.gain_over_text == Estimate(value=0, se=0, low=0, high=0)
+    assert found.gain_over_text == paired_difference(0, 0, 4)
 
 
 def test_both_averages_by_hand() -> None:
