@@ -22,6 +22,7 @@ from eval.models import Model, find_model
 from eval.settings import Settings
 
 ITEMS, TOKENS = 26, 400
+CUT = 60  # bytes that are left of a damaged picture
 CASES: dict[str, dict[str, Any]] = {
     "mean": {"max_new_tokens": 6},
     "off": {"max_new_tokens": 6, "latents": "off"},
@@ -37,15 +38,20 @@ def plan(model: Model, shards: str, case: str) -> tuple[Settings, list[list[Job]
     planner, prompt = Planner(model, settings), PROMPTS["amvl"]
     items = [item_of(sample) for sample in itertools.islice(read_set(shards), ITEMS)]
     damaged = next(n for n, item in enumerate(items) if item.images)
-    items[damaged] = replace(items[damaged], images=tuple(image[:60] for image in items[damaged].images))
+    items[damaged] = replace(items[damaged], images=tuple(image[:CUT] for image in items[damaged].images))
     options = OPTIONS if settings.mode == "score" else ()
     return settings, planner.batches(planner.job(sample_of(item, prompt), options) for item in items)
 
 
 def todo_of(batches: list[list[Job]]) -> list[int]:
-    """All but one, which is known already; an odd number, so that two ranks have one batch in their last turn."""
-    todo = [number for number in range(len(batches)) if number != 1]
-    return todo if len(todo) % 2 else todo[:-1]
+    """All but one or two, known already: an odd number, so that two ranks have one batch in their last turn."""
+    whole = [n for n, batch in enumerate(batches) if not any(map(is_damaged, batch))]
+    known = set(whole[: 1 + len(batches) % 2])
+    return [number for number in range(len(batches)) if number not in known]
+
+
+def is_damaged(job: Job) -> bool:
+    return any(len(image) == CUT for image in job.sample.images)
 
 
 def refused() -> str:
