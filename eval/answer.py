@@ -107,26 +107,30 @@ class Answerer:
             if waiting:
                 yield self.answer(waiting.result())
 
-    def encode(self, batch: list[Job]) -> list[tuple[Job, Encoded | str]]:
-        """Jobs with their tokens and pixels, or with what is wrong with them."""
+    def encode(self, batch: list[Job]) -> list[tuple[Job, Encoded | str | None]]:
+        """Jobs with their tokens and pixels, with what is wrong with them, or None: no memory for them now."""
+        return [(job, self._encoded(job)) for job in batch]
 
-        def encoded(job: Job) -> Encoded | str:
-            try:
-                return self.processor.encode(job.sample)
-            except DataError as error:
-                return str(error)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                return f"its pictures do not fit into memory: {error}"
+    def _encoded(self, job: Job) -> Encoded | str | None:
+        try:
+            return self.processor.encode(job.sample)
+        except DataError as error:
+            return str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return None
 
-        return [(job, encoded(job)) for job in batch]
-
-    def answer(self, batch: list[tuple[Job, Encoded | str]], together: Together = bool) -> list[Prediction]:
+    def answer(self, batch: list[tuple[Job, Encoded | str | None]], together: Together = bool) -> list[Prediction]:
         """The predictions of a batch, in parts where it does not fit into memory."""
         failed = [Prediction(id=job.id, key=job.sample.key, failed=x) for job, x in batch if isinstance(x, str)]
         good = [(job, x) for job, x in batch if isinstance(x, Encoded)]
-        return failed + [p for part in self._parts(good) for p in self._run_in_halves(part, together)]
+        found = failed + [p for part in self._parts(good) for p in self._run_in_halves(part, together)]
+        waiting = [job for job, x in batch if x is None]
+        del batch, good  # before those that had no room beside them
+        for job in waiting:
+            found += self.answer([(job, self._encoded(job) or "its pictures do not fit into memory alone")], together)
+        return found
 
     def _parts(self, batch: list[tuple[Job, Encoded]]) -> Iterator[list[tuple[Job, Encoded]]]:
         """As large as has fitted so far."""

@@ -106,7 +106,8 @@ class _SharedAnswerer(Answerer):
 
     def turn(self, batch: list[Job]) -> list[Prediction]:
         """One batch, in step with all other ranks."""
-        encoded = self.encode(batch)
+        lacking = "its pictures do not fit into memory"  # what is tried later would be out of step
+        encoded = [(job, lacking if item is None else item) for job, item in self.encode(batch)]
         if all(isinstance(item, str) for _, item in encoded):
             encoded += self.encode([NOTHING])
         found: list[Prediction] = self.engine(lambda: self.answer(encoded, _any_rank))
