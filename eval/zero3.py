@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from data.processor import Encoded
 from data.sample import Sample, Text, UserError
 from eval.answer import Answerer, Job
 from eval.models import Model
@@ -107,7 +108,7 @@ class _SharedAnswerer(Answerer):
     def turn(self, batch: list[Job]) -> list[Prediction]:
         """One batch, in step with all other ranks."""
         lacking = "its pictures do not fit into memory"  # what is tried later would be out of step
-        encoded = [(job, lacking if item is None else item) for job, item in self.encode(batch)]
+        encoded: list[tuple[Job, Encoded | str | None]] = [(job, item or lacking) for job, item in self.encode(batch)]
         if all(isinstance(item, str) for _, item in encoded):
             encoded += self.encode([NOTHING])
         found: list[Prediction] = self.engine(lambda: self.answer(encoded, _any_rank))
