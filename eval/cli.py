@@ -23,7 +23,9 @@ def parser(command: str, description: str, data: str | None) -> argparse.Argumen
     add = found.add_argument
     add("--checkpoint", type=Path, required=True, help="a run, a checkpoint or export of it, or a Hugging Face model")
     add("--step", type=int, metavar="N", help="of the run; default: its newest")
-    add("--data", type=Path, required=data is not None, help=data or "shard set; default: the run's data.heldout")
+    # A shard set may be a URL, which is no path.
+    kind, said = (str, "shard set; default: the run's data.heldout") if data is None else (Path, data)
+    add("--data", type=kind, required=data is not None, help=said)
     add("--out", type=Path, help="folder of the results; default: eval/ in the run, or in runs/ without one")
     asked = found.add_argument_group("how it is asked")
     add = asked.add_argument

@@ -8,6 +8,7 @@ summary.json and to its MLflow run.
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import cli
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         return levels | {"n": scores.n, "by_task": by_task} | wall
 
     # The run's own figures are those on its own set.
-    own = arguments.data is None or (model.run and str(arguments.data) == str(_data_of(model, "heldout")))
+    own = arguments.data is None or (model.run and arguments.data == _config(model.run)["data"]["heldout"])
     more = {"max_new_tokens": MOST_TOKENS, "text": baseline, "summary": summary if own else lambda scores: {}}
     evaluate(benchmark, model, cli.request(arguments, benchmark, **more))
 
@@ -59,8 +60,6 @@ def _text(item: "Item") -> Any:
 
 def _data_of(model: "Model", name: str) -> Any:
     """What the run's config names as its training or held-out data."""
-    import yaml
-
     from data.sample import DataError
 
     flag = {"train": "--train", "heldout": "--data"}[name]
@@ -68,10 +67,16 @@ def _data_of(model: "Model", name: str) -> Any:
         raise DataError(
             f"{model.folder}: stands outside a run, so its data.{name} is not known; name the set with {flag}"
         )
-    config = model.run / "config.yaml"
-    values = yaml.safe_load(config.read_text())["data"][name]
+    values = _config(model.run)["data"][name]
     if values is None:
-        raise DataError(f"{config}: data.{name} is not set; name the set with {flag}")
+        raise DataError(f"{model.run / 'config.yaml'}: data.{name} is not set; name the set with {flag}")
+    return values
+
+
+def _config(run: Path) -> dict[str, Any]:
+    import yaml
+
+    values: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
     return values
 
 

@@ -1,5 +1,6 @@
 """Held-out shard sets: beside what the text gives away, into the run's summary and onto its MLflow run."""
 
+import contextlib
 import json
 import socket
 from pathlib import Path
@@ -14,6 +15,7 @@ from eval.record import metrics
 from eval.run_shards import main
 from eval.scores import read_scores
 from tests.conftest import sums
+from tests.data.faulty_server import serve_folder
 from tests.eval.commands import FILES, call, check, lines_of, refused, scores_of
 from trainer.tracking import Tracker, TrackingConfig, store_uri
 
@@ -232,3 +234,11 @@ def test_other_rules_stand_below_what_was_said(trained: Path, monkeypatch: pytes
         assert call(main, "--checkpoint", trained, *SHORT, *judge) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert scores_of(folder / "judge=some_model")["settings"]["judge"] == "some/model"
+
+
+def test_a_set_at_an_address(trained: Path, heldout: Path) -> None:
+    """As training reads it: by http; and being another set than the run's own, it does not give the run its figures."""
+    with contextlib.closing(serve_folder(heldout.parent)) as server:
+        assert call(main, "--checkpoint", trained, "--data", f"{server.url}/{heldout.name}", *SHORT) == 0
+    check(trained / f"eval/step_1000/{heldout.name},max_new_tokens=2", ITEMS)
+    assert "accuracy" not in summary_of(trained)
