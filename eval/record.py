@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from eval.models import Model
+from eval.results import write_whole
 from eval.scores import Scores
 
 
@@ -37,9 +38,7 @@ def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> 
     first = {name: summary[name] for name in ("wall_seconds",) if name in summary}  # of the whole job, not of this
     summary |= more | first
     summary["eval"] = summary.get("eval", {}) | {name: facts}
-    part = path.with_name("summary.json.part")
-    part.write_text(json.dumps(summary, indent=1))
-    part.rename(path)
+    write_whole(path, json.dumps(summary, indent=1))
     return summary
 
 

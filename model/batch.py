@@ -74,9 +74,14 @@ def cost(sample: Encoded, recipe: Recipe, slots: int) -> int:
 
 def noise_of(sample: Sample, seed: int | str, config: LatentConfig) -> Tensor:
     """[k, d] noise that depends on seed, sample and epoch alone, whatever rank or batch it is in."""
-    digest = hashlib.blake2b(f"{seed}/{sample.key}/{sample.epoch}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    generator = generator_of(f"{seed}/{sample.key}/{sample.epoch}")
     return torch.randn(config.slots, config.width, generator=generator)
+
+
+def generator_of(name: str) -> torch.Generator:
+    """Random numbers that depend on a name alone."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def collate(

@@ -7,7 +7,6 @@ Letters in shapes: N samples, B branches of a sample (draws of z), R = N * B, k 
 V vocabulary, O options of a sample.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor
 from data.processor import Encoded
 from data.sample import UserError
 from model.attention import Round
-from model.batch import Markers, collate, noise_of
+from model.batch import Markers, collate, generator_of, noise_of
 from model.latent_vlm import LatentVLM
 from model.layout import next_round
 from model.objective import Recipe
@@ -182,7 +181,7 @@ class _Chooser:
 
     def __init__(self, decoding: Decoding, names: list[str]) -> None:
         self.decoding = decoding
-        self.generators = [_generator(f"{decoding.seed}/{name}") for name in names] if decoding.temperature else []
+        self.generators = [generator_of(f"{decoding.seed}/{name}") for name in names] if decoding.temperature else []
 
     def __call__(self, logits: Tensor, branches: list[int]) -> list[int]:
         """Of these branches, logits [len(branches), V]."""
@@ -198,11 +197,6 @@ class _Chooser:
         sums = share.double().cumsum(-1)
         place = torch.searchsorted(sums, level.to(sums.device)[:, None] * sums[:, -1:], right=True)
         return order.gather(1, place.clamp(max=share.shape[1] - 1))[:, 0].tolist()
-
-
-def _generator(name: str) -> torch.Generator:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 @torch.no_grad()
