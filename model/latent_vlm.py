@@ -123,7 +123,7 @@ class LatentVLM(nn.Module):
             assert batch.second is not None
             inputs = self.decode_inputs(batch.ids2, batch.z_rows, cut(z))
             states = self.backbone.states(inputs, self.round(batch.second, first, cut))
-        ntp = self.target_loss(states[batch.target_rows], batch.targets)
+        ntp = self.target_loss(states[batch.target_rows], batch.targets).sum()
         kls = weights.beta * forward + weights.gamma * reverse
         counts = ntp.new_tensor([len(batch.targets), batch.samples])
         parts = torch.stack([ntp, forward, reverse, sigma_p, sigma_q]).detach()

@@ -61,6 +61,10 @@ class Layout:
         following = tuple(n for n, parents in zip(self.next_positions, samples, strict=True) if parents)
         return Layout((), self.positions[:, :, :0], self.keep, following)
 
+    def prefix_ends(self) -> list[int]:
+        """The last row of every prefix that this round runs."""
+        return [s.row + s.length - 1 for s in self.prefixes]
+
     def last_rows(self) -> list[int]:
         """The last row of every branch, or of the prefix of a sample that has none; sample by sample."""
         rows: dict[tuple[int, int], int] = {}
