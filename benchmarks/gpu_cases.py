@@ -68,7 +68,7 @@ def stepping(case: Case, model: LatentVLM, batch: Batch) -> Iterator[Callable[[]
     trained = [p for p in model.parameters() if p.requires_grad]
     built, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=values, dist_init_required=False)
     try:
-        yield lambda: engine.take_step(built, [batch], weights_of(batch))
+        yield lambda: engine.take_step(built, [(batch, weights_of(batch))], model.recipe.rounds)
     finally:
         built.destroy()
         # DeepSpeed (0.19) keeps engines alive after that; what they hold has to make room for the next case.

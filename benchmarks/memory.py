@@ -124,7 +124,7 @@ def measured(config: Config) -> int:
     dist.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     for _ in range(STEPS):
-        take_step(engine, [batch], Weights(1.0, 1.0, 1.0, 1.0))
+        take_step(engine, [(batch, Weights(1.0, 1.0, 1.0, 1.0))], config.objective.recipe.rounds)
     peak = resident("VmHWM")
     engine.destroy()
     return peak - before

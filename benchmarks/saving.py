@@ -39,7 +39,7 @@ def measure(folder: Path, width: int, layers: int, repeats: int) -> list[Row]:
     config = config_of(folder / "model", 300, {"run.folder": folder / "runs", "train.keep_last": 1})
     engine = build(config)
     engine.train()
-    take_step(engine, [batch_of(config)], Weights(1.0, 1.0, 1.0, 1.0))  # the optimizer has its state now
+    take_step(engine, [(batch_of(config), Weights(1.0, 1.0, 1.0, 1.0))], 2)  # the optimizer has its state now
     ways = {"in the background": True, "at once": False}
     savers = {
         name: Saver(

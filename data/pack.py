@@ -43,6 +43,9 @@ class Packs:
         if self._primed is not None:
             pack, self._primed = self._primed, None
             return pack
+        return self._pack()
+
+    def _pack(self) -> list[Encoded]:
         self._draw()
         pack, room, chosen = [], self.budget, [next(iter(self._waiting))]
         while chosen:
@@ -103,3 +106,16 @@ class Packs:
             counts.update(state["counts"])
         self.quarantine.restore(counts)
         self.shrunk = counts["shrunk"]
+
+
+class Prompts(Packs):
+    """An endless iterator of lists of so many samples, in the stream's order; each alone fits the budget."""
+
+    def __init__(self, loader: Loader[Outcome], budget: int, count: int, quarantine: Quarantine) -> None:
+        super().__init__(loader, budget, count, quarantine)
+
+    def _pack(self) -> list[Encoded]:
+        self._draw()
+        taken, self._waiting = self._waiting, {}
+        self.shrunk += sum(one.shrunk for one in taken.values())
+        return [one.item for one in taken.values()]

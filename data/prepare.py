@@ -34,9 +34,10 @@ class Prepare:
         budget: int,
         oversize: Literal["shrink", "drop"],
         limits: Limits = LIMITS,
+        pictures: bool = False,  # keep their bytes as well
     ) -> None:
         self.encode, self.cost, self.budget = encode, cost, budget
-        self.oversize, self.limits = oversize, limits
+        self.oversize, self.limits, self.pictures = oversize, limits, pictures
 
     def __call__(self, raw: Raw) -> Outcome:
         try:
@@ -54,8 +55,9 @@ class Prepare:
             mend = "raise train.tokens or lower model.max_pixels"
             reason = f"{sample.place}: {cost} tokens, more than the budget of {self.budget}; {mend}"
             return _left_out(raw, "too large", reason)
-        # Its pictures are in `pixels` now, and need not be carried on.
-        return Ready(replace(item, sample=sample.model_copy(update={"images": ()})), cost, shrunk)
+        if not self.pictures:  # they are in `pixels` now, and need not be carried on
+            item = replace(item, sample=sample.model_copy(update={"images": ()}))
+        return Ready(item, cost, shrunk)
 
     def lost(self, raw: Raw, why: str) -> LeftOut:
         """For a sample that no process could work on."""

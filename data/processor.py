@@ -116,6 +116,19 @@ class Processor:
         """Text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def holds(self, ids: list[int], stops: tuple[str, ...]) -> bool:
+        """Whether generated ids hold one of the texts near their end."""
+        longest = max(len(text.encode()) for text in stops)
+        # A token is at least one byte, so that the last `longest` tokens hold a text that just ended.
+        tail = self.tokenizer.decode(ids[-longest - 3 :])
+        return any(text in tail for text in stops)
+
+    def before(self, ids: list[int], stops: tuple[str, ...]) -> str:
+        """Text of generated ids without what they were stopped by."""
+        text = self.decode(ids)
+        places = [place for stop in stops if (place := text.find(stop)) >= 0]
+        return text[: min(places, default=None)].strip()
+
     def _pixels(self, sample: Sample, fewer: int) -> tuple[Tensor, Tensor]:
         """([patches, patch width], [images, 3]) of all images."""
         process, patch = self.image_processor, self.image_processor.patch_size

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data.sample import UserError
 from model import attention_padded, attention_varlen
 from model.attention_padded import PaddedPlan
+from model.attention_probe import Probe
 from model.attention_varlen import VarlenPlan
 from model.kernels import HEAD_LIMIT, HEAD_STEP, Flash, Kernel, Varlen
 from model.layout import Layout
@@ -98,14 +99,25 @@ class Round:
     past: dict[int, Any] | None  # the memory of the round before
     # Per layer the keys and values for later rounds, with their gradient. Written once, by the layer's first run.
     memory: dict[int, Any] = field(default_factory=dict)
+    probe: Probe | None = None  # measures attention on the way
 
     @classmethod
     def of(
-        cls, back_end: BackEnd, layout: Layout, earlier: "Round | None" = None, cut: Callable[[Any], Any] = lambda x: x
+        cls,
+        back_end: BackEnd,
+        layout: Layout,
+        earlier: "Round | None" = None,
+        cut: Callable[[Any], Any] = lambda x: x,
+        probe: Probe | None = None,
     ) -> "Round":
-        """The round of a layout (on its device), after an earlier one, whose memory it sees through a cut."""
+        """The round of a layout (on its device), after an earlier one, whose memory it sees through a cut.
+
+        ValueError for a probe in a round that runs prefixes.
+        """
+        if probe and not earlier:
+            raise ValueError("a probe in a round that runs prefixes; measure in a later round, of branches alone")
         plan = back_end.plan(layout, earlier.plan if earlier else None)
-        return cls(layout, plan, cut(earlier.memory) if earlier else None)
+        return cls(layout, plan, cut(earlier.memory) if earlier else None, probe=probe)
 
     def fork(self, parents: list[list[int]]) -> "Round":
         """What this round leaves behind, with other branches: per sample, the kept branch that each of its new branches
@@ -133,6 +145,10 @@ def packed_attention(
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
     out, memory = round_.plan.attend(q, k, v, past, scaling)
     round_.memory.setdefault(layer, memory)
+    if (probe := round_.probe) and layer in probe.layers:
+        assert past is not None  # Round.of refuses the others
+        with torch.no_grad():
+            probe.found[layer] = round_.plan.probe(q, k, past, scaling, probe)
     return out[None], None
 
 

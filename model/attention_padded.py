@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention_probe import IMAGES, LATENTS, Probe, mass
 from model.layout import PREFIX, Layout, Segment
 
 NOTHING = -2  # the branch number of padding among keys
@@ -130,6 +131,38 @@ class PaddedPlan:
         if self.padding:
             out = _Unpad.apply(out, self.places, self.rows, self.valid)
         return out.unflatten(1, q.shape[1:]), list(remembered)
+
+    def probe(self, q: Tensor, k: Tensor, memory: list[KeyValue], scale: float, probe: Probe) -> Tensor:
+        """What a probe finds in one layer of a round of branches, [Q, 2]. q [T, H, D], k [T, G, D]."""
+        lengths = {
+            i: int((of_sample == PREFIX).sum())
+            for group in self.groups
+            for i, of_sample in zip(group.samples, group.key_branches, strict=True)
+        }
+        sizes = [lengths[i] for i in range(len(lengths))]
+        probe.check(q.shape[0], sum(sizes))
+        images, latents = probe.images.split(sizes), probe.latents.to(q.device)
+        queries = probe.queries.cpu()
+        places = self.rows[queries].cpu()
+        found = q.new_zeros((len(queries), 2), dtype=torch.float32)
+        for group, (known, _) in zip(self.groups, memory, strict=True):
+            before, new = known.shape[2], group.queries
+            for n, sample in enumerate(group.samples):
+                start = group.start + n * new
+                mine = ((places >= start) & (places < start + new)).nonzero()[:, 0]
+                if not len(mine):
+                    continue
+                at = places[mine] - start  # which of the sample's branch tokens
+                seen = group.mask[n, 0, at]  # [R, K]
+                if not probe.causal:  # those by whom a token is seen are the later ones of its branch
+                    seen[:, before:] |= group.mask[n, 0, :, before + at].T
+                own = self.places[start : start + new]
+                kinds = seen.new_zeros((before + new, 2))
+                kinds[before:, LATENTS] = latents[own]  # padding stands for row 0, but nobody sees it
+                kinds[: lengths[sample], IMAGES] = images[sample]  # prefixes are the first keys
+                keys = torch.cat([known[n].transpose(0, 1), k[own]])
+                found[mine] = mass(q[queries[mine]], keys, seen, kinds, scale)
+        return found
 
     def _padded(self, rows: Tensor) -> Tensor:
         """Rows [T, F] at their places [places, F]."""

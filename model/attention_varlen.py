@@ -10,12 +10,14 @@ and branches; K kept rows of branches of earlier rounds.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention_probe import IMAGES, LATENTS, Probe, mass
 from model.kernels import Kernel, Spans
 from model.layout import Layout
 
@@ -117,6 +119,41 @@ class VarlenPlan:
             near = _picked(known, self.branch_rows)
             out.append(_Merged.apply(q, *far, *near, self.to_prefix, self.to_branch, scale, self.kernel))
         return torch.cat(out), Memory(memory.prefix, known if self.keep else memory.kept)
+
+    def probe(self, q: Tensor, k: Tensor, memory: Memory, scale: float, probe: Probe) -> Tensor:
+        """What a probe finds in one layer of a round of branches, [Q, 2]. q [T, H, D], k [T, G, D]."""
+        assert self.to_prefix is not None and self.to_branch is not None
+        probe.check(q.shape[0], sum(self.lengths))
+        queries, latents, images = (x.cpu() for x in (probe.queries, probe.latents, probe.images))
+        found = q.new_zeros((len(queries), 2), dtype=torch.float32)
+        if not len(queries):
+            return found
+        images = images if self.prefix_rows is None else images[self.prefix_rows.cpu()]
+        far = _picked(memory.prefix, self.prefix_rows)
+        near, _ = _picked(_joined(memory.kept, (k, k)), self.branch_rows)
+        to_branch = self.to_branch._replace(causal=probe.causal)
+        parts = ((far[0], far[1], self.to_prefix), (near, near, to_branch))  # any values do for the log-sum-exp
+        far_lse, near_lse = (self.kernel.forward(q, keys, v, spans, scale)[1] for keys, v, spans in parts)
+        lse = torch.logaddexp(far_lse, near_lse)  # [H, T]
+        kinds = (
+            (IMAGES, far[0], images, _slices(self.to_prefix), False),
+            (LATENTS, k, latents, [(rows, rows) for rows, _ in _slices(self.to_branch)], probe.causal),
+        )
+        for kind, keys, flags, slices, causal in kinds:
+            for rows, columns in slices:
+                mine = ((queries >= rows.start) & (queries < rows.stop)).nonzero()[:, 0]
+                if not len(mine):
+                    continue
+                own, chosen = queries[mine], columns.start + flags[columns].nonzero()[:, 0]
+                seen, wanted = (chosen <= own[:, None]) | (not causal), torch.ones(len(chosen), 1, dtype=torch.bool)
+                found[mine, kind] = mass(q[own], keys[chosen], seen, wanted, scale, lse[:, own])[:, 0]
+        return found
+
+
+def _slices(spans: Spans) -> list[tuple[slice, slice]]:
+    """The rows of queries and of keys of each sequence."""
+    queries, keys = ([slice(*pair) for pair in pairwise(x.tolist())] for x in (spans.queries, spans.keys))
+    return list(zip(queries, keys, strict=True))
 
 
 def _codes(branches: np.ndarray) -> np.ndarray:

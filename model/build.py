@@ -1,8 +1,9 @@
 """LatentVLM from a Hugging Face folder: with its weights, or as a shape without any."""
 
+import copy
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
@@ -23,6 +24,7 @@ from model.objective import RECIPES, Recipe
 
 FAMILIES: dict[str, type[Backbone]] = {cls.family: cls for cls in (Qwen2_5VL, Qwen3VL)}
 WEIGHTS = "model.safetensors"
+Twin = TypeVar("Twin", bound=LatentVLM)
 LATENT_FACTS = "latent.json"  # of an export
 
 
@@ -170,18 +172,43 @@ def shape_only(config: ModelConfig, latent: LatentConfig, recipe: Recipe, layers
         return LatentVLM(prepare(cls.from_config(architecture), config), latent, recipe)
 
 
+def twin(model: LatentVLM, kind: type[Twin]) -> Twin:
+    """Another model of the same architecture, attention and fused modules, without memory (meta device)."""
+    backbone = model.backbone
+    with torch.device("meta"):
+        config = copy.deepcopy(backbone.config)
+        empty = type(backbone).from_config(config, backbone.attention, backbone.vision_attention)
+        if fused.is_fused(backbone.language):
+            fused.fuse(empty.language)
+        return kind(empty, model.config, model.recipe)
+
+
 def load_export(
     folder: Path, bf16: bool = False, attention: Choice = "auto", vision_attention: Choice = "auto"
 ) -> LatentVLM:
     """An exported checkpoint (Hugging Face folder, latent.json, latent.safetensors); its latent parts in fp32."""
-    facts = json.loads((folder / LATENT_FACTS).read_text())
+    facts = latent_facts(folder)
     config = ModelConfig(folder=folder, attention=attention, vision_attention=vision_attention)
     model = LatentVLM(load_backbone(config, bf16), LatentConfig(**facts["latent"]), Recipe(**facts["recipe"]))
+    load_latent(model, folder)
+    return model
+
+
+def latent_facts(folder: Path) -> dict[str, Any]:
+    """What an export says of its latent parts; ModelError when it is none."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / LATENT_FACTS).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / LATENT_FACTS}: cannot be read ({error}); name an export of a run") from error
+    return facts
+
+
+def load_latent(model: LatentVLM, folder: Path) -> None:
+    """Give a model the latent parts of an export; ModelError when they are others."""
     missing = model.load_state_dict(load_file(folder / "latent.safetensors"), strict=False)
     wrong = [n for n in missing.missing_keys if not n.startswith("backbone.")] + missing.unexpected_keys
     if wrong:
         raise ModelError(f"{folder}/latent.safetensors: weights missing or left over: {wrong}; export again")
-    return model
 
 
 def load_plain(

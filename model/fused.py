@@ -43,6 +43,11 @@ def missing() -> str | None:
     return None
 
 
+def is_fused(language_model: nn.Module) -> bool:
+    """Whether its modules were exchanged."""
+    return any(isinstance(module, SwiGLU) for module in language_model.modules())
+
+
 def fuse(language_model: nn.Module) -> None:
     """Exchange the norms and feed-forward parts of a Qwen2_5_VLTextModel or Qwen3VLTextModel.
 

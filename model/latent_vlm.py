@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import Round
+from model.attention_probe import Probe
 from model.backbones.backbone import Backbone
 from model.batch import Batch
 from model.cut import Cut
@@ -55,7 +56,8 @@ class LatentVLM(nn.Module):
 
     def latent_modules(self) -> dict[str, nn.Module]:
         """The parts with weights that are not the backbone, by name."""
-        return {name: module for name, module in self.named_children() if name not in ("backbone", "target_loss")}
+        children = self.named_children()
+        return {name: m for name, m in children if name != "backbone" and not isinstance(m, TargetLoss)}
 
     def reset_latent(self) -> None:
         """First values of the latent parts, and their input scale from the backbone's embedding."""
@@ -83,9 +85,11 @@ class LatentVLM(nn.Module):
         round_ = self.round(batch.first)
         return self.backbone.states(embeddings, round_, batch.image_rows, deep), round_
 
-    def round(self, layout: Layout, earlier: Round | None = None, cut: Cut | None = None) -> Round:
-        """A pass of the language model over a layout, after an earlier one (beyond a cut)."""
-        return Round.of(self.backbone.attention, layout, earlier, cut or (lambda memory: memory))
+    def round(
+        self, layout: Layout, earlier: Round | None = None, cut: Cut | None = None, probe: Probe | None = None
+    ) -> Round:
+        """A pass of the language model over a layout, after an earlier one (beyond a cut), with a probe of it."""
+        return Round.of(self.backbone.attention, layout, earlier, cut or (lambda memory: memory), probe)
 
     def prior_of(self, batch: Batch, states: Tensor) -> Gaussian:
         """p(z | x), each [N, k, d], from the states of round 1."""

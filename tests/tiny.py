@@ -1,7 +1,7 @@
 """Small models and samples that several tests share."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -54,15 +54,22 @@ def tiny_config(family: str = "qwen2_5_vl", tied: bool = False) -> Any:
     return cls(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
 
 
+Model = TypeVar("Model", bound=LatentVLM)
+
+
 def tiny_model(
-    objective: str = "amvl", checkpoint_layers: int = 0, settled: bool = True, family: str = "qwen2_5_vl"
-) -> LatentVLM:
+    objective: str = "amvl",
+    checkpoint_layers: int = 0,
+    settled: bool = True,
+    family: str = "qwen2_5_vl",
+    kind: type[Model] = LatentVLM,  # type: ignore[assignment]
+) -> Model:
     """A random model; `settled` heads are past their zero start, so that every gradient has a value."""
     torch.manual_seed(0)
     backbone = FAMILIES[family].from_config(tiny_config(family))
     if checkpoint_layers:
         backbone.checkpoint_layers(checkpoint_layers)
-    model = LatentVLM(backbone, LatentConfig(slots=4, width=16, head_width=32), RECIPES[objective])
+    model = kind(backbone, LatentConfig(slots=4, width=16, head_width=32), RECIPES[objective])
     model.reset_latent()
     if settled:
         for name in ("prior", "posterior"):

@@ -41,7 +41,8 @@ def train(arguments: argparse.Namespace, name: str, steps: int, **changes: Any) 
     for step in range(1, steps + 1):
         batch = [processor.encode(next(mine)) for _ in range(3)]
         rows = collate(batch, model.recipe, model.config, model.backbone, markers_of(processor))
-        take_step(engine, [rows], Weights(1.0, 1.0, 1 / len(rows.targets), 1 / rows.samples))
+        weights = Weights(1.0, 1.0, 1 / len(rows.targets), 1 / rows.samples)
+        take_step(engine, [(rows, weights)], model.recipe.rounds)
         save(cfg, engine, step)
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
             if dist.get_rank() == 0:
