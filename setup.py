@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["trainer*", "model*", "data*", "eval*"]),
-    package_data={"eval": ["*.html", "*.css"]},
+    package_data={"eval": ["*.html", "*.css"], "trainer.rl": ["*.html", "*.css"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig
 
 from benchmarks.record import RESULTS, Row, emit, row
-from benchmarks.reference import plain_copy, separate_loss, transformers_loss
+from benchmarks.reference import Model, plain_copy, separate_loss, transformers_loss
 from data import puzzles
 from data.convert import easy_vqa
 from data.processor import IMAGE_PAD, Encoded, Processor
@@ -52,7 +52,13 @@ MIXED: Pairs = [
 ]
 
 
-def model(objective: str, slots: int, checkpointing: bool = False, width: int = WIDTH) -> LatentVLM:
+def model(
+    objective: str,
+    slots: int,
+    checkpointing: bool = False,
+    width: int = WIDTH,
+    kind: type[Model] = LatentVLM,  # type: ignore[assignment]
+) -> Model:
     """A small random model in the proportions of the large ones (head size 64, two query heads a key head)."""
     torch.manual_seed(0)
     config: Qwen2_5_VLConfig = tiny.config(VOCABULARY, width, LAYERS, vision_layers=1)
@@ -62,7 +68,7 @@ def model(objective: str, slots: int, checkpointing: bool = False, width: int = 
     backbone.vision.requires_grad_(False)
     if checkpointing:
         backbone.checkpoint_layers(LAYERS)
-    built = LatentVLM(backbone, LatentConfig(slots=slots, width=64, head_width=256), RECIPES[objective])
+    built = kind(backbone, LatentConfig(slots=slots, width=64, head_width=256), RECIPES[objective])
     built.reset_latent()
     return built.train()
 
@@ -167,7 +173,9 @@ def main(given: list[str] | None = None) -> None:
     rows: list[Row] = []
 
     def case(name: str, batches: list[list[Encoded]], pairs: Pairs, turns: int, checkpointing: bool = False) -> None:
-        models = {objective: model(objective, slots, checkpointing) for objective in ("sft", "amvl")}
+        models: dict[str, LatentVLM] = {
+            objective: model(objective, slots, checkpointing) for objective in ("sft", "amvl")
+        }
         rows.extend(measure(name, steps(models, batches), pairs, turns))
 
     for prompt in arguments.prompts:

@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.record import RESULTS, Row, emit, row
 from benchmarks.step import equal, model, steps
+from model.latent_vlm import LatentVLM
 from trainer.journal import Journal
 from trainer.tracking import Tracker, TrackingConfig
 
@@ -34,7 +35,7 @@ OFF = "tracking off"
 
 def training_step(tokens: int) -> Callable[[], None]:
     """One step of a small LatentVLM."""
-    built = model("amvl", SLOTS, width=WIDTH)
+    built: LatentVLM = model("amvl", SLOTS, width=WIDTH)
     items = equal(max(1, tokens // (PROMPT + ANSWER)), PROMPT, ANSWER)
     optimizer = torch.optim.AdamW(built.parameters(), lr=1e-5)
     backward = steps({"amvl": built}, [items])["amvl"]

@@ -1,7 +1,7 @@
 """From what a model said to verdicts: every reply is read by rules, votes are counted, options are ranked."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from data.sample import LETTERS
 from eval.benchmarks.item import Benchmark, Item
@@ -25,14 +25,24 @@ def read_out(
     ]
 
 
+def read(item: Item, reply: str, family: str = "plain", rules: str = "plain") -> Extraction:
+    """What one reply answers, without a judge. `family`: whose `official` rules are meant (Benchmark.rules).
+
+    With choices it is a letter. An open question has one right text, whatever its capitals, spaces or full stop: the
+    answer is the label where the reply is that text, and else the reply itself.
+    """
+    if item.n_choices:
+        return extract(reply, family, rules, item.n_choices, item.choices)
+    said = _same(reply)
+    return Extraction((item.label if said == _same(item.label) else reply.strip()) if said else None, "text")
+
+
 def _result(benchmark: Benchmark, item: Item, said: Prediction, rules: str, judge: Judge | None) -> Result:
     found = Extraction(None, "none")
     if said.failed is None and said.scores is not None:
         found = Extraction(LETTERS[said.scores.index(max(said.scores))], "likeliest")
-    elif said.failed is None and item.n_choices:
-        found = _majority([_read(benchmark, item, reply, rules, judge) for reply in said.replies])
     elif said.failed is None:
-        found = _open(item, said.replies)
+        found = _majority([_judged(benchmark, item, reply, rules, judge) for reply in said.replies])
     return Result(
         key=item.key,
         task=item.task,
@@ -49,21 +59,15 @@ def _result(benchmark: Benchmark, item: Item, said: Prediction, rules: str, judg
     )
 
 
-def _read(benchmark: Benchmark, item: Item, reply: str, rules: str, judge: Judge | None) -> Extraction:
-    found = extract(reply, benchmark.rules, rules, item.n_choices, item.choices)
-    if found.answer is None and judge:
+def _judged(benchmark: Benchmark, item: Item, reply: str, rules: str, judge: Judge | None) -> Extraction:
+    found = read(item, reply, benchmark.rules, rules)
+    if found.answer is None and judge and item.n_choices:
         return judge.verdict(item.question, item.choices, item.n_choices, reply)
     return found
 
 
-def _open(item: Item, replies: Sequence[str]) -> Extraction:
-    """An open question has one right text, whatever its capitals, spaces or full stop."""
-    found = _majority([Extraction(_same(reply) or None, "text") for reply in replies])
-    written = [item.label, *(reply.strip() for reply in replies)]  # as the answer is given: the label if it is right
-    return Extraction(next((text for text in written if _same(text) == found.answer), None), found.rule)
-
-
 def _same(text: str) -> str:
+    """What is equal of texts that are the same answer."""
     return " ".join(text.split()).casefold().removesuffix(".")
 
 
@@ -71,8 +75,10 @@ def _majority(readings: list[Extraction]) -> Extraction:
     """The commonest answer; of several the one that came first. Replies without an answer do not vote."""
     if len(readings) == 1:
         return readings[0]
-    votes = Counter(reading.answer for reading in readings if reading.answer is not None)
-    if not votes:
+    answers = [reading.answer for reading in readings if reading.answer is not None]
+    if not answers:
         return Extraction(None, "none")
-    answer, count = votes.most_common(1)[0]  # in the order of first appearance where counts are equal
+    votes = Counter(map(_same, answers))
+    same, count = votes.most_common(1)[0]  # in the order of first appearance where counts are equal
+    answer = next(answer for answer in answers if _same(answer) == same)
     return Extraction(answer, f"vote: {count} of {len(readings)}")

@@ -4,6 +4,7 @@ runs/NAME/checkpoints/step_N.part/   while it is written
 runs/NAME/checkpoints/step_N/        complete:
     *_optim_states.pt, *_model_states.pt   DeepSpeed's, one of each per rank
     random_R.pt     random states of rank R
+    rollout_R.pt    of reinforcement learning: what rank R has not learned from yet
     rank_R.json     of rank R: its stream's state with a checksum, and the sizes of its files; written after them
     config.yaml     the run's configuration
     complete.json   the mark, written last: step, ranks, progress, MLflow run
@@ -36,6 +37,7 @@ class Progress:
     tokens: int = 0  # through the language model, all rounds
     skipped: int = 0  # steps whose gradient was not finite, so that they changed nothing
     seconds: float = 0.0  # spent in steps
+    rollouts: int = 0  # of reinforcement learning, gone through to the end
 
 
 def folder_of(run: Path, step: int) -> Path:

@@ -3,7 +3,7 @@
 import difflib
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -16,6 +16,7 @@ from model.latent import LatentConfig
 from model.objective import ObjectiveConfig
 from trainer.health import HealthConfig
 from trainer.redact import redact
+from trainer.rl.config import RLConfig
 from trainer.schedule import ScheduleConfig
 from trainer.tracking import TrackingConfig
 from trainer.watch import WatchConfig
@@ -94,6 +95,7 @@ class Config(BaseModel):
     tracking: TrackingConfig = TrackingConfig()
     watch: WatchConfig = WatchConfig()
     health: HealthConfig = HealthConfig()
+    rl: RLConfig | None = None  # null: supervised training
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that loads again."""
@@ -168,9 +170,7 @@ def valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """All dotted keys of a configuration."""
     keys = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += valid_keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
+        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        inner = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        keys += [key for kind in inner for key in valid_keys(kind, f"{prefix}{name}.")] or [prefix + name]
     return keys

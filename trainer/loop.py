@@ -54,7 +54,8 @@ def train(
                 counts = _global_counts(batches, feed.state, flops, engine, saver, stop)
                 saver.settle(counts.written, counts.unwritten)
                 weights, skipped = _weights(config, progress.step, counts), engine.skipped_steps
-                parts = take_step(engine, batches, weights)
+                found = take_step(engine, [(batch, weights) for batch in batches], config.objective.recipe.rounds)
+                parts = torch.stack(found).sum(0)
                 dist.all_reduce(parts)
                 totals = parts.tolist()  # waits for the device, so that the clock shows its time too
                 step = Step(

@@ -9,14 +9,20 @@ import deepspeed
 import deepspeed.comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from data.pipeline import packs_of
+from data.pack import Packs, Prompts
+from data.pipeline import packs_of, prompts_of
+from data.processor import Processor
 from model.batch import cost
+from model.branches import prompt_cost
 from model.build import load_processor, markers_of
 from trainer import checkpoint, finish, loop, resume
 from trainer.checkpoint import Progress
 from trainer.config import Config
 from trainer.engine import build
 from trainer.report import Reporter
+from trainer.rl import config as rl_config
+from trainer.rl import loop as rl_loop
+from trainer.rl.report import RLReporter
 from trainer.signals import STOPPED, Stop
 from trainer.tracking import Tracker
 from trainer.watch import Watch
@@ -46,10 +52,7 @@ def _train(config: Config, stop: Stop, watch: Watch) -> int:
             print(f"{path}: all {config.train.steps} steps are done; delete the folder to train again")
         return 0
     processor = load_processor(config.model)
-    measure = partial(cost, recipe=config.objective.recipe, slots=config.latent.slots)
-    packs = packs_of(
-        config.data, processor.encode, measure, config.train.tokens, config.run.seed, rank, ranks, path / "quarantine"
-    )
+    packs = _data(config, processor, rank, ranks)
     if last:
         resume.restore_stream(last, packs)
         resume.prepare(last)
@@ -70,10 +73,13 @@ def _train(config: Config, stop: Stop, watch: Watch) -> int:
         print(f"{path}: {ranks} ranks, step {progress.step} of {config.train.steps}")
         for change in changes:
             print(f"changed since {last.name if last else ''}: {change}")
-    reporter = Reporter(config, tracker, ranks, progress.step)
+    reporter = (RLReporter if config.rl else Reporter)(config, tracker, ranks, progress.step)
     watch.at_end = partial(reporter.close, "FAILED")
     try:
-        loop.train(config, engine, packs, markers_of(processor), progress, reporter, stop, watch)
+        if isinstance(packs, Prompts) and isinstance(reporter, RLReporter):
+            rl_loop.train(config, engine, packs, processor, progress, reporter, stop, watch, last)
+        else:
+            loop.train(config, engine, packs, markers_of(processor), progress, reporter, stop, watch)
         stopped = progress.step < config.train.steps
         # The others are done: an export may take longer than they would wait for rank 0.
         watch.at(progress.step, "end")
@@ -90,6 +96,18 @@ def _train(config: Config, stop: Stop, watch: Watch) -> int:
     if lock:
         lock.close()
     return STOPPED if stopped else 0
+
+
+def _data(config: Config, processor: Processor, rank: int, ranks: int) -> Packs:
+    """This rank's samples: in packs, or so many at a time as a rollout has prompts."""
+    data, seed, quarantine, slots = config.data, config.run.seed, config.run.path / "quarantine", config.latent.slots
+    if config.rl:
+        count = rl_config.check(config, ranks)
+        behind = 2 * slots + 2 + config.rl.rollout.max_new_tokens
+        measure = partial(prompt_cost, behind=behind)
+        return prompts_of(data, processor.encode, measure, config.train.tokens, count, seed, rank, ranks, quarantine)
+    measure = partial(cost, recipe=config.objective.recipe, slots=slots)
+    return packs_of(data, processor.encode, measure, config.train.tokens, seed, rank, ranks, quarantine)
 
 
 def _attempt(ranks: int, progress: Progress) -> dict[str, Any]:

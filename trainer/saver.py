@@ -85,15 +85,17 @@ class Saver:
         self._thread = Threads(1, "saver")
         self._writing: Writing | None = None
 
-    def save(self, step: int, stream: dict[str, Any], facts: dict[str, Any]) -> None:
+    def save(
+        self, step: int, stream: dict[str, Any], facts: dict[str, Any], more: dict[str, Any] | None = None
+    ) -> None:
         """Take a copy of everything and begin to write it, with the stream's state. An earlier one is finished first.
 
-        `facts` go into the mark.
+        `facts` go into the mark, `more` are this rank's other files, which do not change any more.
         """
         started = time.perf_counter()
         self.finish()
         files, error = self._copies()
-        files[f"random_{self._rank}.pt"] = checkpoint.random_state()
+        files |= {f"random_{self._rank}.pt": checkpoint.random_state()} | (more or {})
         part = checkpoint.folder_of(self.config.run.path, step).with_suffix(checkpoint.PART)
         room = self._make_room(part, files)  # on every rank, as they add up what they need
         problem = error or room

@@ -70,7 +70,7 @@ def preview(folder: str, out: Path, source: Source, count: int, seed: int | None
         if out.suffix == ".png":
             sheet.append(cell(sample, opened))
         else:
-            shown.append(Shown(sample.key, sample.text, [_thumbnail(picture) for picture in opened]))
+            shown.append(Shown(sample.key, sample.text, [thumbnail(picture) for picture in opened]))
     if not shown and not sheet:
         raise DataError(f"{folder}: no sample that can be shown; see what lint says")
     if out.suffix == ".png":
@@ -79,7 +79,7 @@ def preview(folder: str, out: Path, source: Source, count: int, seed: int | None
         out.write_text(render(STYLES, BODY, title=folder, total=total, samples=shown), encoding="utf-8")
 
 
-def _thumbnail(picture: Image.Image) -> Thumbnail:
+def thumbnail(picture: Image.Image) -> Thumbnail:
     size = f"{picture.width} x {picture.height} pixels"
     factor = max(1, SIDE // 2 // max(picture.size))  # a whole one: the pixels of small pictures stay as they are
     picture.thumbnail((SIDE, SIDE))

@@ -8,6 +8,7 @@ from data.sample import DataError
 from eval.benchmarks.item import Benchmark, Item, Labels
 from eval.extract import Extraction
 from eval.predictions import Prediction
+from eval.read_out import read as read_reply
 from eval.read_out import read_out
 from eval.results import Result
 from tests.refusal import refusal
@@ -134,6 +135,33 @@ def test_open_questions(reply: str, correct: bool) -> None:
     found = read(item(label="Two balls", choices=None, n=0), reply, judge=judge)
     assert verdict(found) == ("Two balls" if correct else reply.strip() or None, "text", correct)
     assert judge.asked == []
+
+
+@pytest.mark.parametrize(
+    ("of", "reply", "answer"),
+    [
+        (item(), "The answer is (B).", "B"),
+        (item(), "A green box", "B"),
+        (item(), "no idea", None),
+        (item(), "", None),
+        (item(choices=None, n=4), "(D)", "D"),
+        (item(label="Two balls", choices=None, n=0), " two  balls.", "Two balls"),
+        (item(label="Two balls", choices=None, n=0), " three balls. ", "three balls."),
+        (item(label="Two balls", choices=None, n=0), " . ", None),
+    ],
+)
+def test_one_reply_is_read_as_the_only_one_of_an_item(of: Item, reply: str, answer: str | None) -> None:
+    found = read_reply(of, reply)
+    assert found.answer == answer
+    result = read(of, reply)
+    assert (result.answer, result.rule) == found
+
+
+def test_one_reply_is_read_by_the_rules_asked_for() -> None:
+    assert read_reply(item(), "It is a green box.").answer == "B"
+    assert read_reply(item(), "It is a green box.", "blink", "official").answer is None
+    assert read_reply(item(), "Answer: C", "visual_puzzles", "official").answer == "C"
+    assert "no official rules" in refusal(lambda: read_reply(item(), "B", rules="official"), DataError)
 
 
 def test_open_questions_vote() -> None:
