@@ -1,4 +1,5 @@
 # make train     everything from a bare machine to a trained, evaluated model (runs/quickstart)
+# make rl        the quickstart's model reinforced on puzzles (runs/quickstart_rl), and what became of it; SEED=1: once more
 # make test      lint, types and tests; KERNELS=1 adds those of the fused modules (Triton's interpreter, 1 GB)
 # make test-long the tests that take many minutes: one run killed 50 times, one evaluation 20 times
 # make test-gpu  the tests that need a CUDA GPU
@@ -10,6 +11,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := runs/quickstart
+SEED   ?= 0
+RL     := runs/quickstart_rl$(SEED:0=)
 DATA   := runs/embedded
 START  := $(shell date +%s)
 
@@ -24,7 +27,7 @@ endif
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test test-long test-gpu check puzzles clean
+.PHONY: train rl test test-long test-gpu check puzzles clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -32,6 +35,17 @@ train: $(VENV)/installed
 	$(BIN)/python -m model.backbones.tiny --shards $(DATA)/train --out $(DATA)/backbone
 	$(LAUNCH) trainer/main.py configs/quickstart.yaml
 	$(BIN)/python eval/run_shards.py --checkpoint $(RUN) --started $(START)
+
+# Held-out puzzles before and after, answered as in training: tokens and latents are drawn, so that the share of right
+# answers is the mean accuracy reward.
+ANSWER := $(BIN)/python eval/run_shards.py --data $(DATA)/puzzles_heldout --temperature 1 --latents sample:1 --seed $(SEED)
+rl: $(VENV)/installed
+	test -f $(RUN)/summary.json || $(MAKE) train
+	$(BIN)/python -m data.quickstart --out $(DATA) --puzzles
+	$(LAUNCH) trainer/main.py configs/quickstart_rl.yaml run.name=$(notdir $(RL)) run.seed=$(SEED)
+	$(ANSWER) --checkpoint $(RUN) --train $(DATA)/puzzles_train --out $(RL)/before
+	$(ANSWER) --checkpoint $(RL) --out $(RL)/after
+	$(BIN)/python eval/compare.py $(RL)/before $(RL)/after
 
 test: check $(if $(KERNELS),$(VENV)/kernels)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

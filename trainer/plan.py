@@ -25,6 +25,8 @@ from model.latent_vlm import LatentVLM
 from trainer import config as configuration
 from trainer.config import Config
 from trainer.memory import META, Memory, activation_bytes, kept_bytes, logit_bytes, memory_of
+from trainer.rl import config as rl_config
+from trainer.rl.config import RLConfig
 from trainer.step_time import GPUS, NODE, Gpu, Time, Traffic, step_time
 from trainer.target import PlanError, Target, gib, options, target_of
 from trainer.throughput import Flops
@@ -158,10 +160,14 @@ def first_batch(config: Config) -> tuple[Batch | None, str]:
 def dry_run(config: Config, target: Target) -> Iterator[str]:
     """Lines that say what the run would be. Raises what it would at its start, and PlanError where it cannot fit."""
     config = on(config, target)
+    if config.rl and config.model.folder.is_dir():
+        rl_config.check(config, target.ranks)
     batch, words = first_batch(config)
     plan = Plan(config, batch, gpu=target.gpu is not None)
     yield from describe(plan, target)
     yield words
+    if config.rl:
+        yield from describe_rollout(plan, config.rl)
     refuse(plan, target)
 
 
@@ -179,6 +185,22 @@ def describe(plan: Plan, target: Target) -> Iterator[str]:
         gib(kept_bytes(prefix, plan.text, plan.width)) if config.objective.recipe.rounds == 2 else "none kept"
     )
     yield f"  {'peak':<20} {gib(memory.peak):>12}  of {gib(target.room)} that can be used"
+
+
+def describe_rollout(plan: Plan, rl: RLConfig) -> Iterator[str]:
+    """What reinforcement learning does beside its updates, which take the memory of a step of as many tokens."""
+    rollout, update = rl.rollout, rl.update
+    yield (
+        f"rollout: {rollout.prompts} prompts over all ranks, {rollout.completions} completions each of at most "
+        f"{rollout.max_new_tokens} tokens; then {rl.steps_per_rollout} steps on it"
+    )
+    kept = kept_bytes(rollout.tokens, plan.text, plan.width)
+    yield (
+        f"  while it is drawn, beside weights and optimizer: {gib(plan.weights_alone)} of gathered weights "
+        f"(none with rl.rollout.weights sharded), at most {gib(kept)} of keys and values"
+    )
+    if update.kl:
+        yield f"  reference: its weights, {gib(plan.weights_alone)} over all ranks"
 
 
 def refuse(plan: Plan, target: Target) -> None:

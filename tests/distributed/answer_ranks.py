@@ -19,28 +19,43 @@ from eval.answer import Job, Planner
 from eval.benchmarks.item import sample_of
 from eval.benchmarks.shards import PROMPTS, item_of
 from eval.models import Model, find_model
+from eval.predictions import pack
 from eval.settings import Settings
+from model.batch import generator_of
 
 ITEMS, TOKENS = 26, 400
+WIDTH = 8  # of a latent
 CUT = 60  # bytes that are left of a damaged picture
 CASES: dict[str, dict[str, Any]] = {
     "mean": {"max_new_tokens": 6},
     "off": {"max_new_tokens": 6, "latents": "off"},
     "votes": {"max_new_tokens": 4, "latents": "vote:2", "temperature": 0.7, "seed": 5},
     "score": {"mode": "score"},
+    "markers": {"max_new_tokens": 6, "latents": "markers"},
+    "optional": {"max_new_tokens": 6, "latents": "optional"},
+    "given": {"max_new_tokens": 6, "latents": "given"},
+    "prior": {"mode": "prior"},
 }
 OPTIONS = ("A", "the third picture")  # of one token and of several
 
 
 def plan(model: Model, shards: str, case: str) -> tuple[Settings, list[list[Job]]]:
     """Jobs of the first samples, of which one has a damaged picture, in batches."""
-    settings = model.effective(Settings(tokens=TOKENS, **CASES[case]))
+    latents = CASES[case].get("latents", "mean")
+    asked = Settings(tokens=TOKENS, **CASES[case] | {"latents": latents if latents != "given" else "mean"})
+    settings = model.effective(asked).model_copy(update={"latents": latents})
     planner, prompt = Planner(model, settings), PROMPTS["amvl"]
     items = [item_of(sample) for sample in itertools.islice(read_set(shards), ITEMS)]
     damaged = next(n for n, item in enumerate(items) if item.images)
     items[damaged] = replace(items[damaged], images=tuple(image[:CUT] for image in items[damaged].images))
     options = OPTIONS if settings.mode == "score" else ()
-    return settings, planner.batches(planner.job(sample_of(item, prompt), options) for item in items)
+    z = {item.key: noise(item.key, model.slots) for item in items} if latents == "given" else {}
+    return settings, planner.batches(planner.job(sample_of(item, prompt), options, z.get(item.key)) for item in items)
+
+
+def noise(name: str, slots: int) -> str:
+    """z of an item, packed."""
+    return pack(torch.randn(slots, WIDTH, generator=generator_of(name)))
 
 
 def todo_of(batches: list[list[Job]]) -> list[int]:
@@ -76,13 +91,14 @@ def main() -> None:
     rank = zero3.join()
     model = zero3.found_by_first(lambda: find_model(Path(arguments.export)))
     results: dict[str, Any] = {}
+    ranks = zero3.Ranks(model, model.effective(Settings(tokens=TOKENS)))
     for case in CASES:
-        settings, batches = plan(model, arguments.shards, case)
+        _, batches = plan(model, arguments.shards, case)
         todo = todo_of(batches)
         if rank > 0:
-            zero3.help_first(model, settings, batches)
+            ranks.help(batches)
             continue
-        found = itertools.chain.from_iterable(zero3.lead(model, settings, batches, todo))
+        found = itertools.chain.from_iterable(ranks.run(batches, todo))
         results[case] = {p.id: p.model_dump(mode="json") for p in found}
     said: list[Any] = [None, None]
     torch.distributed.all_gather_object(said, refused())

@@ -21,6 +21,8 @@ from trainer import checkpoint
 class Run:
     """A run folder, and what is started in it."""
 
+    config = "configs/quickstart.yaml"
+
     def __init__(self, zygote: Zygote, folder: Path, name: str, ranks: int = 2, **settings: Any) -> None:
         self.zygote, self.ranks, self.path, self.logs = zygote, ranks, folder / name, folder
         self.settings = settings | {"run.name": name, "run.folder": folder}
@@ -30,7 +32,7 @@ class Run:
         values = self.settings | changes
         overrides = [f"{key}={value}" for key, value in values.items()]
         self.logs.mkdir(parents=True, exist_ok=True)
-        return self.zygote.start(self.logs, ranks, "configs/quickstart.yaml", *overrides, clock=clock)
+        return self.zygote.start(self.logs, ranks, self.config, *overrides, clock=clock)
 
     def finish(self, **changes: Any) -> str:
         """To the end. Returns what it printed."""

@@ -12,11 +12,15 @@ import pytest
 
 from data import puzzles, shards
 from data.shards import WriteOptions
-from eval import workers
+from eval import run_interventions
+from eval.intervention_table import ARMS
 from eval.models import find_model
+from eval.predictions import unpack
 from eval.results import read_results
+from eval.workers import Workers
 from tests.distributed.answer_ranks import CASES, ITEMS, plan, todo_of
 from tests.distributed.zygote import free_port
+from tests.eval.commands import call, small_tsv
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +55,7 @@ def test_ranks_answer_as_one_process(case: str, shared, export_of: Callable[[str
     settings, batches = plan(model, str(tiny_shards), case)
     todo = todo_of(batches)
     assert len(todo) > 4
-    alone = {p.id: p for found in workers.run(model, settings, batches, todo) for p in found}
+    alone = {p.id: p for found in Workers(model, settings).run(batches, todo) for p in found}
     assert set(shared[case]) == set(alone) == {job.id for number in todo for job in batches[number]}
     failed = 0
     for name, one in alone.items():
@@ -60,8 +64,24 @@ def test_ranks_answer_as_one_process(case: str, shared, export_of: Callable[[str
         failed += one.failed is not None
         if one.scores is not None:
             assert other["scores"] == pytest.approx(one.scores, abs=1e-5, rel=1e-6)
+        assert (other["prior"] is None) == (one.prior is None)
+        if one.prior is not None:
+            assert unpack(other["prior"], model.slots).allclose(unpack(one.prior, model.slots), atol=1e-5)
     assert failed == 1
-    assert len({tuple(p.replies) + tuple(p.scores or ()) for p in alone.values()}) > ITEMS / 3
+    assert len({(*p.replies, *(p.scores or ()), p.prior) for p in alone.values()}) > ITEMS / 3
+
+
+def test_interventions_under_the_launcher(export_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """All ranks make the same latents of the same means; one table, that of one process."""
+    data = small_tsv(tmp_path / "small.tsv", 7)
+    own = ["eval/run_interventions.py", "tsv", "--checkpoint", export_of("amvl"), "--data", data, "--max-new-tokens", 3]
+    done = launch(*own, "--out", tmp_path / "two", "--tokens", 300, "--zero3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report: ") == done.stdout.count("kept: ") == 1
+    assert call(run_interventions.main, *own[1:], "--out", tmp_path / "one") == 0
+    for arm in ARMS:
+        results = [read_results(tmp_path / name / arm / "results.jsonl") for name in ("two", "one")]
+        assert results[0] == results[1] and len(results[0]) == 7
 
 
 def test_all_ranks_are_refused_what_the_first_is(shared: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ def train(
                 stopping = broken_off = groups is None
                 if groups is not None:
                     now = Underway(before, groups)
+                    progress.seconds += sum(rollouts.seconds.values())
                     reporter.rollout(progress, groups, rollouts.seconds)
             if now is not None:
                 with profiler.step(progress.step + 1):
@@ -62,15 +63,15 @@ def train(
                 progress.step += 1
                 progress.skipped += step.skipped
                 progress.tokens += step.tokens
-                progress.seconds += step.seconds + (sum(rollouts.seconds.values()) if now.done == 1 else 0.0)
-                reporter.step(progress, engine, step, saver.seconds)
-                if config.train.record:
-                    ledger.write(progress.step, step.samples)
-                reporter.say(health.check(progress.step, step.loss, step.skipped, step.samples))
+                progress.seconds += step.seconds
                 if now.done == config.rl.steps_per_rollout:
                     progress.rollouts += 1
                     progress.samples += config.rl.rollout.prompts
                     now = None
+                reporter.step(progress, engine, step, saver.seconds)
+                if config.train.record:
+                    ledger.write(progress.step, step.samples)
+                reporter.say(health.check(progress.step, step.loss, step.skipped, step.samples))
                 saver.settle(*(over_ranks(engine.device, x, dist.ReduceOp.SUM) for x in saver.status()))
                 stopping = over_ranks(engine.device, stop.reason is not None) > 0
             last_step = progress.step == config.train.steps
