@@ -7,6 +7,7 @@ from data.sample import LETTERS
 from eval.benchmarks.item import Benchmark, Item
 from eval.extract import Extraction, extract
 from eval.judge import Judge
+from eval.mentions import BOXED
 from eval.predictions import Prediction
 from eval.results import Result
 
@@ -28,13 +29,16 @@ def read_out(
 def read(item: Item, reply: str, family: str = "plain", rules: str = "plain") -> Extraction:
     """What one reply answers, without a judge. `family`: whose `official` rules are meant (Benchmark.rules).
 
-    With choices it is a letter. An open question has one right text, whatever its capitals, spaces or full stop: the
-    answer is the label where the reply is that text, and else the reply itself.
+    With choices it is a letter. An open question has one right text, whatever its capitals, spaces or full stop; of a
+    reply that boxes its answer (\\boxed{...}) the last box is the text. The answer is the label where the two are the
+    same, and else the text itself.
     """
     if item.n_choices:
         return extract(reply, family, rules, item.n_choices, item.choices)
-    said = _same(reply)
-    return Extraction((item.label if said == _same(item.label) else reply.strip()) if said else None, "text")
+    boxes = BOXED.findall(reply)
+    text = boxes[-1] if boxes else reply
+    said, rule = _same(text), "box" if boxes else "text"
+    return Extraction((item.label if said == _same(item.label) else text.strip()) if said else None, rule)
 
 
 def _result(benchmark: Benchmark, item: Item, said: Prediction, rules: str, judge: Judge | None) -> Result:

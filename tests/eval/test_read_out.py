@@ -138,6 +138,20 @@ def test_open_questions(reply: str, correct: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("So it must be \\boxed{two balls}.", "Two balls"),
+        ("\\boxed{three}, no: \\boxed{ Two  balls. }", "Two balls"),
+        ("two balls, that is \\boxed{2}", "2"),
+        ("\\boxed{}", None),
+    ],
+)
+def test_an_open_question_may_be_answered_in_a_box(reply: str, answer: str | None) -> None:
+    found = read(item(label="Two balls", choices=None, n=0), reply)
+    assert verdict(found) == (answer, "box", answer == "Two balls")
+
+
+@pytest.mark.parametrize(
     ("of", "reply", "answer"),
     [
         (item(), "The answer is (B).", "B"),
