@@ -79,7 +79,8 @@ def separate_policy_loss(
         prior = plain.prior(torch.stack([h[-k:] for h in states([plain.slots(plain.scale)] * len(samples))]))
         pairs = zip(samples, completions, strict=True)
         noise = torch.stack([noise_of(s.sample, c.noise, plain.config) for s, c in pairs])
-        z = prior.sample(noise) if step.latents == "eps_replay" else old.z
+        drawn = prior.sample(noise) if plain.recipe.latents == "posterior" else prior.mean
+        z = drawn if step.latents == "eps_replay" else old.z
         latents = list(plain.injection(z, plain.scale))
     start, end = (embed(torch.tensor([i])) for i in (markers.start, markers.end))
     branches, rows = [], []  # rows that predict: 0 is the prompt's last

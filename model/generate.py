@@ -206,7 +206,9 @@ def generate(
     branches = [
         _Branch(n, n * width + b, behind, Reply(latent_at=at)) for n in range(len(samples)) for b in range(width)
     ]
-    choose = _Chooser(decoding, [f"{s.sample.key}/{branch}" for s in samples for branch in range(width)])
+    choose = _Chooser(
+        decoding, [f"{s.sample.key}/{s.sample.epoch}/{branch}" for s in samples for branch in range(width)]
+    )
     going, done = branches, False  # as `states` are
     while True:
         tokens, logps = choose(model.backbone.logits(states), [branch.number for branch in going])

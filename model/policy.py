@@ -24,6 +24,7 @@ from model.objective import Recipe
 from model.target_loss import TargetEntropy
 
 T = TypeVar("T")
+FURTHEST = 20.0  # nats that log-probabilities count as apart, at most: exp of more than 88 is infinite
 SUMS = ("policy", "kl", "clipped", "ratio", "tokens", "latent_clipped", "latent_ratio", "latents")
 
 
@@ -154,7 +155,7 @@ def update(
     gains, ratio = _clipped(logps - old.logps, old.advantages[branches.target_completion], step.clip)
     kl = logps.new_zeros(())
     if old.reference is not None:
-        apart = old.reference - logps
+        apart = (old.reference - logps).clamp(-FURTHEST, FURTHEST)
         kl = (apart.exp() - apart - 1).sum()
     latent_gains = latent_ratio = ratio.new_zeros(0, 1)
     if step.latents == "density_ratio":
@@ -176,7 +177,7 @@ def update(
 
 def _clipped(change: Tensor, advantages: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """(min(r A, clip(r) A), r) of the changes of log-probabilities."""
-    ratio = change.exp()
+    ratio = change.clamp(-FURTHEST, FURTHEST).exp()
     below, above = clip
     return torch.minimum(ratio * advantages, ratio.clamp(1 - below, 1 + above) * advantages), ratio.detach()
 

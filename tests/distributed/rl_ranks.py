@@ -19,7 +19,7 @@ from model.build import load_processor
 from trainer import checkpoint, config, resume, run
 from trainer.checkpoint import Progress
 from trainer.engine import build
-from trainer.rl import loop, rollout
+from trainer.rl import loop, rollout, weights
 from trainer.rl.group import Group
 from trainer.rl.learn import Learned
 from trainer.signals import Stop
@@ -52,6 +52,8 @@ CASES: dict[str, dict[str, Any]] = {
     "constant_replay": {"rl.update.latents": "constant_replay", "train.steps": 2},
     "density_ratio": {"rl.update.latents": "density_ratio", "train.steps": 2},
     "reference": {"rl.update.kl": 0.5, "train.steps": 2},
+    "stop": {"rl.rollout": "{prompts: 8, completions: 4, max_new_tokens: 12, stop: [e, '1']}", "train.steps": 1},
+    "auto": {},
     "one_rank_learns": {"train.steps": 2},  # the other's groups are all dropped
     "nobody_learns": {"train.steps": 2},
     "not_a_number": {"train.steps": 2},
@@ -82,6 +84,8 @@ class Kept:
         self.rollouts.append(
             {
                 group.prompt.sample.key: {
+                    "texts": group.texts,
+                    "ended": [one.ended for one in group.completions],
                     "ids": [one.ids for one in group.completions],
                     "at": [one.latent_at for one in group.completions],
                     "drawn": [one.logps for one in group.completions],
@@ -186,6 +190,12 @@ def rated(name: str) -> Any:
 
 def run_case(arguments: argparse.Namespace, name: str) -> Any:
     cfg, plain = settings(arguments, name), rollout.rate
+    if name == "auto":  # with memory, and without any
+        engine, found = build(cfg), []
+        for weights.ROOM in (0.6, 0.0):
+            found.append(type(weights.weights_of(engine, "auto")).__name__)
+        weights.ROOM = 0.6
+        return found
     if name == "elastic":  # by two ranks, and then by one
         return train(cfg, stop_after=2 if dist.get_world_size() == 2 else None).found()
     if name == "broken":

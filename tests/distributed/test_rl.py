@@ -108,6 +108,20 @@ def test_some_completions_ask_for_latents(two: list[Any]) -> None:
     assert always == {0}
 
 
+def test_texts_that_end_a_completion(two: list[Any]) -> None:
+    """It ends with the token that completes one, which is no part of its text."""
+    found = groups(two, "stop").values()
+    texts = [text for group in found for text in group["texts"]]
+    assert not any("e" in text or "1" in text for text in texts)
+    lengths = [len(ids) for group in found for ids in group["ids"]]
+    cut = [n for group in found for n, ended in zip(map(len, group["ids"]), group["ended"], strict=True) if not ended]
+    assert any(n < 12 for n in cut) and max(lengths) <= 12
+
+
+def test_weights_are_gathered_where_they_fit(two: list[Any]) -> None:
+    assert [rank["auto"] for rank in two] == [["Gathered", "Sharded"]] * 2
+
+
 def test_the_reference_is_the_model_at_the_start(two: list[Any]) -> None:
     """At first it says what the policy says, and later not."""
     for rank in two:

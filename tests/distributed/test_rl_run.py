@@ -52,6 +52,7 @@ def make(zygote: Zygote, tiny_shards: Path, export_of: Callable[[str], Path]) ->
             "train.record": "true",
             "rl.update": "{minibatches: 2, kl: 0.1}",
             "rl.pages": 4,
+            "rl.rewards.attention": "{weight: [[0, 1], [1, 0.5]], gate: none, layers: all}",
             "tracking.enabled": "false",
         }
         made = Run(zygote, folder, name, **(fixed | settings))
@@ -83,6 +84,8 @@ def test_everything_is_tracked(whole: Run) -> None:
     assert metrics["rollout/mismatch"] < 1e-4 and metrics["rollout/latent_use"] == 1
     assert 0 < metrics["attention/to_latents"] < 1 and 0 <= metrics["advantage/attention_share"] <= 1
     assert metrics["progress/rollouts"] == STEPS / 2 and metrics["progress/samples"] == 8 * STEPS / 2
+    weights = [m.value for m in client.get_metric_history(run_id, "reward/weight/attention")]
+    assert weights == pytest.approx([1 - 0.5 * step / STEPS for step in range(0, STEPS, 2)])
     pages = [artifact.path for artifact in client.list_artifacts(run_id, "rollouts")]
     assert pages == ["rollouts/rollout_0.html", "rollouts/rollout_4.html"]
     assert "data:image/" in (whole.path / pages[0]).read_text()
