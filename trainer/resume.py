@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FREE = (
     "run.folder", "run.accept", "data.workers", "data.bad", "data.source", "tracking", "watch", "health",
     "train.log_every", "train.save_every", "train.keep_last", "train.keep_every", "train.save_in_background",
-    "train.profile", "train.record",
+    "train.profile", "train.record", "rl.pages",
 )  # fmt: skip
 PATIENCE = 120.0  # seconds that a run waits for the one before it to end
 LOCK = "lock"
