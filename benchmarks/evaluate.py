@@ -75,7 +75,7 @@ class Peer:
 
     def __init__(self, ours: Ours, wanted: list[Item], tokens: int, long: bool) -> None:
         self.answerer = ours.answerer
-        self.jobs = [Job("", sample_of(item, PROMPT), (), 0) for item in wanted]
+        self.jobs = [Job("", sample_of(item, PROMPT), (), 0, ours.settings) for item in wanted]
         self.own = plain_copy(self.answerer.model)
         self.model = self.own.backbone.model
         end = None if long else sorted(self.answerer.ends)
@@ -86,7 +86,7 @@ class Peer:
         found = {}
         for job in self.jobs:
             item = self.answerer.processor.encode(job.sample)
-            ids = self._with_latents(item) if self.answerer.settings.latents != "off" else self._plain(item)
+            ids = self._with_latents(item) if job.settings.latents != "off" else self._plain(item)
             stop = [n for n, token in enumerate(ids) if token in self.answerer.ends]
             found[job.sample.key] = self.answerer.processor.decode(ids[: stop[0]] if stop else ids).strip()
         return found

@@ -4,17 +4,18 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from data.processor import Encoded
 from data.sample import DataError, Sample
 from eval.models import Model
-from eval.predictions import Prediction
+from eval.predictions import Prediction, pack, unpack
 from eval.results import FREE
 from eval.settings import Settings
 from model.build import markers_of
-from model.generate import Decoding, Together, generate, score
+from model.generate import Decoding, Together, generate, prior_means, score
 from model.latent_vlm import LatentVLM
 
 REPLY = 256  # tokens of a reply that a batch has room for; few are longer, and a batch that is too large is halved
@@ -37,14 +38,18 @@ class Job:
     sample: Sample  # its prompt is the question
     options: tuple[str, ...]  # what `score` measures
     cost: int  # tokens
+    settings: Settings  # how it is asked; effective ones
+    z: str | None = None  # packed [k, d], where latents are given
 
 
-def job_id(model: Model, settings: Settings, sample: Sample, options: tuple[str, ...]) -> str:
-    """Tells a prediction apart by everything it depends on: model, prompt, pictures, options, settings."""
+def job_id(model: Model, settings: Settings, sample: Sample, options: tuple[str, ...], z: str | None = None) -> str:
+    """Tells a prediction apart by everything it depends on: model, prompt, pictures, options, settings, given z."""
     own = settings.model_dump_json(exclude=set(FREE))
     digest = hashlib.sha256(f"{model.id}/{own}/{sample.key}/{options}/{sample.text.question}".encode())
     for image in sample.images:
         digest.update(hashlib.sha256(image).digest())
+    if z is not None:
+        digest.update(z.encode())
     return digest.hexdigest()[:16]
 
 
@@ -56,7 +61,7 @@ class Planner:
         self.processor = model.processor(settings)
         self.slots = model.slots
 
-    def job(self, sample: Sample, options: tuple[str, ...]) -> Job:
+    def job(self, sample: Sample, options: tuple[str, ...], z: str | None = None) -> Job:
         """An item whose pictures cannot be read costs nothing; running it says why."""
         settings = self.settings
         draws = settings.thinking.draws
@@ -66,9 +71,16 @@ class Planner:
             tokens = 0
         most = min(settings.max_new_tokens or 0, REPLY)
         behind = most * draws if settings.mode == "generate" else sum(map(len, options)) * draws
-        if settings.latents != "off":  # the prior's slots, and a decode branch with its marks for every draw
-            behind += self.slots + draws * (self.slots + 2)
-        return Job(job_id(self.model, settings, sample, options), sample, options, tokens + behind)
+        cost = tokens + behind + self._latent_tokens()
+        return Job(job_id(self.model, settings, sample, options, z), sample, options, cost, settings, z)
+
+    def _latent_tokens(self) -> int:
+        """Those of the prior's slots, and for every draw of a decode branch with its marks."""
+        k, thinking = self.slots, self.settings.thinking
+        if self.settings.mode == "prior":
+            return k
+        without_prior = {"off": 0, "markers": 2, "given": k + 2}
+        return without_prior.get(thinking.kind, k + thinking.draws * (k + 2))
 
     def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
         """Jobs in batches of at most `tokens` (at least one job), the longest first. The same for the same jobs."""
@@ -84,10 +96,13 @@ class Planner:
 
 
 class Answerer:
-    """A loaded model and how it is asked. Items that cannot be run become predictions that say why."""
+    """A loaded model. Items that cannot be run become predictions that say why.
+
+    `settings` say how it is loaded and how large a batch may be. How it is asked stands in the jobs, and all jobs of a
+    batch are asked alike, pictures or no pictures apart.
+    """
 
     def __init__(self, model: Model, settings: Settings, device: str) -> None:
-        self.settings = settings
         self.processor = model.processor(settings)
         self.model: LatentVLM = model.load(settings).to(device)
         self.markers = markers_of(self.processor)
@@ -162,22 +177,30 @@ class Answerer:
 
     def _run(self, batch: list[tuple[Job, Encoded]], together: Together) -> list[Prediction]:
         jobs, items = [job for job, _ in batch], [item for _, item in batch]
-        settings, thinking = self.settings, self.settings.thinking
+        settings, thinking = jobs[0].settings, jobs[0].settings.thinking
+        if settings.mode == "prior":
+            return [
+                _prior(job, mean) for job, mean in zip(jobs, prior_means(self.model, items, self.markers), strict=True)
+            ]
+        given = None
+        if thinking.kind == "given":
+            given = [unpack(job.z, self.model.config.slots) for job in jobs if job.z is not None]
+            assert len(given) == len(jobs)
         if settings.mode == "score":
             options = [[self._ids(option) for option in job.options] for job in jobs]
-            found = score(self.model, items, self.markers, options, thinking, settings.seed, together)
+            found = score(self.model, items, self.markers, options, thinking, settings.seed, together, given)
             return [_scored(job, x) for job, x in zip(jobs, found, strict=True)]
         assert settings.max_new_tokens
-        stopped = self._stopped if settings.stop else None
+        stopped = partial(self.processor.holds, stops=settings.stop) if settings.stop else None
         decoding = Decoding(
             self.ends, settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed, stopped
         )
-        replies = generate(self.model, items, self.markers, decoding, thinking, together)
+        replies = generate(self.model, items, self.markers, decoding, thinking, together, given)
         return [
             Prediction(
                 id=job.id,
                 key=job.sample.key,
-                replies=tuple(self._text(reply.ids) for reply in of_item),
+                replies=tuple(self.processor.before(reply.ids, settings.stop) for reply in of_item),
                 finish=tuple(reply.finish for reply in of_item),
             )
             for job, of_item in zip(jobs, replies, strict=True)
@@ -188,18 +211,6 @@ class Answerer:
             self.ids[option] = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
         return self.ids[option]
 
-    def _stopped(self, ids: list[int]) -> bool:
-        longest = max(len(text.encode()) for text in self.settings.stop)
-        # A token is at least one byte, so that the last `longest` tokens hold a text that just ended.
-        tail = self.processor.tokenizer.decode(ids[-longest - 3 :])
-        return any(text in tail for text in self.settings.stop)
-
-    def _text(self, ids: list[int]) -> str:
-        """A reply without what it was stopped by."""
-        text = self.processor.decode(ids)
-        places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
-        return text[: min(places, default=None)].strip()
-
 
 def _scored(job: Job, scores: torch.Tensor) -> Prediction:
     """With the log-likelihood of every option [O]."""
@@ -208,6 +219,13 @@ def _scored(job: Job, scores: torch.Tensor) -> Prediction:
             id=job.id, key=job.sample.key, failed=f"log-likelihoods that are no numbers: {scores.tolist()}"
         )
     return Prediction(id=job.id, key=job.sample.key, scores=tuple(scores.tolist()))
+
+
+def _prior(job: Job, mean: torch.Tensor) -> Prediction:
+    """With the prior's mean [k, d]."""
+    if not mean.isfinite().all():
+        return Prediction(id=job.id, key=job.sample.key, failed="a prior's mean with values that are no numbers")
+    return Prediction(id=job.id, key=job.sample.key, prior=pack(mean))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

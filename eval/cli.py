@@ -1,4 +1,4 @@
-"""What the commands run_blink.py, run_visual_puzzles.py, run_tsv.py and run_shards.py share."""
+"""What the commands run_blink.py, run_visual_puzzles.py, run_tsv.py, run_shards.py and run_interventions.py share."""
 
 import argparse
 import os
@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eval.benchmarks.item import Benchmark, Item
-    from eval.evaluate import Request
     from eval.models import Model
+    from eval.request import Request
     from eval.settings import Settings
 
 CHOICES = {"dtype": ("auto", "fp32", "bf16"), "mode": ("generate", "score")}
+LATENTS = (
+    "mean (default), sample:T, vote:N[:T] (N draws, of T times the spread), optional[:T] (where the model writes the "
+    "start mark itself), off, or markers (the marks alone)"
+)
 BACK_ENDS = ("auto", "flash", "varlen", "sdpa")
 
 
@@ -30,7 +34,7 @@ def parser(command: str, description: str, data: str | None) -> argparse.Argumen
     asked = found.add_argument_group("how it is asked")
     add = asked.add_argument
     add("--mode", choices=CHOICES["mode"], help="generate a reply and read it (default), or score the options")
-    add("--latents", help="mean (default), sample:T, vote:N[:T] (N draws, of T times the spread) or off")
+    add("--latents", help=LATENTS)
     add("--prompt", help="one of the benchmark's; a wrong name lists them")
     add("--max-new-tokens", type=int, metavar="N", help="a reply is cut there")
     add("--temperature", type=float, metavar="T", help="of the tokens; default 0, the likeliest")
@@ -61,12 +65,17 @@ def parser(command: str, description: str, data: str | None) -> argparse.Argumen
     return found
 
 
-def main(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], object]) -> None:
-    """Run a command; what a user can mend is one line, and exit code 2."""
+def main(
+    arguments: argparse.Namespace,
+    asked: "Callable[[argparse.Namespace], tuple[Benchmark, Model, Request]]",
+    run: "Callable[[Benchmark, Model, Request], object] | None" = None,
+) -> None:
+    """Run what the arguments ask for, by default an evaluation; what a user can mend is one line, and exit code 2."""
     from data.sample import UserError
+    from eval.evaluate import evaluate
 
     try:
-        run(arguments)
+        (run or evaluate)(*asked(arguments))
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
@@ -86,7 +95,7 @@ def found(arguments: argparse.Namespace) -> "Model":
 
 def request(arguments: argparse.Namespace, benchmark: "Benchmark", **more: Any) -> "Request":
     """What was asked for; SettingsError names the flag that cannot be."""
-    from eval.evaluate import Request
+    from eval.request import Request
 
     return Request(
         settings=settings(arguments),

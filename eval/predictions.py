@@ -1,5 +1,6 @@
 """predictions.jsonl: what a model said to every item, appended as it comes, so that a killed run goes on."""
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -8,7 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from data.sample import DataError
 
@@ -23,7 +27,18 @@ class Prediction(BaseModel):
     replies: tuple[str, ...] = ()  # one, or as many as votes
     finish: tuple[str, ...] = ()  # why each ended: end, stop or length
     scores: tuple[float, ...] | None = None  # log-likelihood of every option, nats
+    prior: str | None = None  # the prior's mean [k, d], packed
     failed: str | None = None  # why the item could not be run
+
+
+def pack(z: Tensor) -> str:
+    """Latents [k, d] as text, to the last bit: base64 of fp32 values, little-endian."""
+    return base64.b64encode(z.float().cpu().numpy().astype("<f4").tobytes()).decode()
+
+
+def unpack(text: str, slots: int) -> Tensor:
+    """[k, d], of `slots` rows."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)).view(slots, -1)
 
 
 class Predictions:

@@ -16,17 +16,14 @@ from eval.results import write_whole
 from eval.scores import Scores
 
 
-def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
+def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> None:
     """Add an evaluation, `more` beside it, to the summary of the run, if it is of the run's last export.
 
-    All or nothing. Returns the summary; empty where there is none.
+    All or nothing.
     """
-    path = model.run / "summary.json" if model.run else None
-    if path is None or not path.is_file():
-        return {}
-    summary: dict[str, Any] = json.loads(path.read_text())
-    if Path(summary.get("export", "")).name != model.folder.name:
-        return summary
+    summary = _summary(model)
+    if model.run is None or Path(summary.get("export", "")).name != model.folder.name:
+        return
     official = scores.macro if scores.official == "macro" else scores.micro
     facts = {
         "n": scores.n,
@@ -38,7 +35,13 @@ def summarise(model: Model, name: str, scores: Scores, more: dict[str, Any]) -> 
     first = {name: summary[name] for name in ("wall_seconds",) if name in summary}  # of the whole job, not of this
     summary |= more | first
     summary["eval"] = summary.get("eval", {}) | {name: facts}
-    write_whole(path, json.dumps(summary, indent=1))
+    write_whole(model.run / "summary.json", json.dumps(summary, indent=1))
+
+
+def _summary(model: Model) -> dict[str, Any]:
+    """That of the run; empty where there is none."""
+    path = model.run / "summary.json" if model.run else None
+    summary: dict[str, Any] = json.loads(path.read_text()) if path and path.is_file() else {}
     return summary
 
 
@@ -54,9 +57,9 @@ def tracked(run: Path, summary: dict[str, Any]) -> tuple[str, str | None] | None
     return None if uri is None else (uri, run_id)
 
 
-def track(model: Model, name: str, scores: Scores, summary: dict[str, Any], files: list[Path]) -> None:
+def track(model: Model, name: str, values: dict[str, float], files: list[Path]) -> None:
     """Metrics and files onto the MLflow run of the training, if it is known. An MLflow that is down is told of."""
-    where = tracked(model.run, summary) if model.run and model.step is not None else None
+    where = tracked(model.run, _summary(model)) if model.run and model.step is not None else None
     if where is None or model.step is None:
         return
     uri, run_id = where
@@ -68,7 +71,6 @@ def track(model: Model, name: str, scores: Scores, summary: dict[str, Any], file
 
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it would print a traceback of what is told below
     now = int(time.time() * 1000)
-    values = metrics(scores.model_copy(update={"benchmark": name}))
     entities = [Metric(key, value, now, model.step) for key, value in values.items()]
     try:
         if run_id is None:
@@ -99,14 +101,14 @@ def metrics(scores: Scores) -> dict[str, float]:
     found |= {f"group/{kind}/{name}": s.accuracy for kind, group in scores.groups.items() for name, s in group.items()}
     metric: dict[str, float] = {}
     for name, value in found.items():
-        allowed = _metric_name(f"eval/{scores.benchmark}/{name}")
+        allowed = metric_name(f"eval/{scores.benchmark}/{name}")
         while allowed in metric:  # of two names that differ in other characters alone
             allowed += "_"
         metric[allowed] = value
     return metric
 
 
-def _metric_name(name: str) -> str:
+def metric_name(name: str) -> str:
     """What MLflow takes: letters, digits and `_-. /`, at most 250 of them, and no path that could be shortened."""
     parts = re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)[:240].split("/")
     return "/".join(part if part.strip(".") else "_" for part in parts)

@@ -7,23 +7,32 @@ VLMEvalKit's BLINK.tsv. Writes predictions.jsonl, results.jsonl, scores.json, sc
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from eval import cli
 
+if TYPE_CHECKING:
+    from eval.benchmarks.item import Benchmark
+    from eval.models import Model
+    from eval.request import Request
 
-def run(arguments: argparse.Namespace) -> None:
-    """The whole evaluation."""
+
+def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
+    """What the arguments ask for."""
     from eval.benchmarks import blink
-    from eval.evaluate import evaluate
 
     benchmark = blink.read(arguments.data, arguments.split)
-    evaluate(benchmark, cli.found(arguments), cli.request(arguments, benchmark))
+    return benchmark, cli.found(arguments), cli.request(arguments, benchmark)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = cli.parser("run_blink", "evaluate a checkpoint on BLINK", "folder of BLINK, or BLINK.tsv")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="the answers of test are not public")
+    return parser
 
 
 def main() -> None:
-    parser = cli.parser("run_blink", "evaluate a checkpoint on BLINK", "folder of BLINK, or BLINK.tsv")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="the answers of test are not public")
-    cli.main(parser.parse_args(), run)
+    cli.main(parser().parse_args(), asked)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from eval import cli
 
 if TYPE_CHECKING:
-    from eval.benchmarks.item import Item
+    from eval.benchmarks.item import Benchmark, Item
     from eval.models import Model
+    from eval.request import Request
     from eval.scores import Scores
 
 MOST_TOKENS = 32  # of a reply
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """The whole evaluation."""
+def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
+    """What the arguments ask for."""
     from data.shards import read_set
     from eval.benchmarks import shards
-    from eval.evaluate import evaluate
     from eval.text_baseline import TextBaseline
 
     model = cli.found(arguments)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     # The run's own figures are those on its own set.
     own = arguments.data is None or (model.run and arguments.data == _config(model.run)["data"]["heldout"])
     more = {"max_new_tokens": MOST_TOKENS, "text": baseline, "summary": summary if own else lambda scores: {}}
-    evaluate(benchmark, model, cli.request(arguments, benchmark, **more))
+    return benchmark, model, cli.request(arguments, benchmark, **more)
 
 
 def _text(item: "Item") -> Any:
@@ -80,11 +80,15 @@ def _config(run: Path) -> dict[str, Any]:
     return values
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = cli.parser("run_shards", "evaluate a checkpoint on a shard set", None)
     parser.add_argument("--train", nargs="+", help="sets the text baseline learns from; default: the run's own")
     parser.add_argument("--started", type=float, help="when the whole job began (seconds since 1970), for wall_seconds")
-    cli.main(parser.parse_args(), run)
+    return parser
+
+
+def main() -> None:
+    cli.main(parser().parse_args(), asked)
 
 
 if __name__ == "__main__":

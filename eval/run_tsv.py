@@ -7,24 +7,33 @@ Writes predictions.jsonl, results.jsonl, scores.json, scores.md and report.html.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval import cli
 
+if TYPE_CHECKING:
+    from eval.benchmarks.item import Benchmark
+    from eval.models import Model
+    from eval.request import Request
 
-def run(arguments: argparse.Namespace) -> None:
-    """The whole evaluation."""
+
+def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
+    """What the arguments ask for."""
     from eval.benchmarks import tsv
-    from eval.evaluate import evaluate
 
     benchmark = tsv.read(arguments.data, arguments.images, arguments.split)
-    evaluate(benchmark, cli.found(arguments), cli.request(arguments, benchmark))
+    return benchmark, cli.found(arguments), cli.request(arguments, benchmark)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = cli.parser("run_tsv", "evaluate a checkpoint on a TSV of VLMEvalKit", "the TSV file")
     parser.add_argument("--images", type=Path, help="folder that the paths in image_path begin in")
     parser.add_argument("--split", help="take only the rows whose split is this")
-    cli.main(parser.parse_args(), run)
+    return parser
+
+
+def main() -> None:
+    cli.main(parser().parse_args(), asked)
 
 
 if __name__ == "__main__":

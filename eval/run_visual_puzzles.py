@@ -8,24 +8,33 @@ The paper prints the better of the prompts `cot` and `direct` for each model: ru
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from eval import cli
+
+if TYPE_CHECKING:
+    from eval.benchmarks.item import Benchmark
+    from eval.models import Model
+    from eval.request import Request
 
 MOST_TOKENS = 4096  # of a reply, as in the benchmark's own code
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """The whole evaluation."""
+def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
+    """What the arguments ask for."""
     from eval.benchmarks import visual_puzzles
-    from eval.evaluate import evaluate
 
     benchmark = visual_puzzles.read(arguments.data)
-    evaluate(benchmark, cli.found(arguments), cli.request(arguments, benchmark, max_new_tokens=MOST_TOKENS))
+    return benchmark, cli.found(arguments), cli.request(arguments, benchmark, max_new_tokens=MOST_TOKENS)
+
+
+def parser() -> argparse.ArgumentParser:
+    text = "folder of VisualPuzzles, or VisualPuzzles.tsv"
+    return cli.parser("run_visual_puzzles", "evaluate a checkpoint on VisualPuzzles", text)
 
 
 def main() -> None:
-    text = "folder of VisualPuzzles, or VisualPuzzles.tsv"
-    cli.main(cli.parser("run_visual_puzzles", "evaluate a checkpoint on VisualPuzzles", text).parse_args(), run)
+    cli.main(parser().parse_args(), asked)
 
 
 if __name__ == "__main__":

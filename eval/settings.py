@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from data.sample import UserError
 from model.attention import Choice
-from model.generate import Thinking
+from model.generate import FORMS, Thinking
 
 
 class SettingsError(UserError):
@@ -18,10 +18,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: Literal["generate", "score"] = Field(
-        "generate", description="generate: write a reply and read it; score: the likeliest of the options"
+    mode: Literal["generate", "score", "prior"] = Field(
+        "generate",
+        description="generate: write a reply and read it; score: the likeliest of the options; "
+        "prior: no answer, the prior's means alone (for eval/interventions.py)",
     )
-    latents: str = Field("mean", description="mean, sample:T, vote:N or off")
+    latents: str = Field("mean", description=FORMS)
     prompt: str | None = Field(None, description="one of the benchmark's prompts")
     blind: bool = Field(False, description="without the pictures")
     max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="a reply is cut there")
@@ -42,9 +44,11 @@ class Settings(BaseModel):
     @classmethod
     def _latents_are_known(cls, latents: str) -> str:
         try:
-            Thinking.parse(latents)
+            kind = Thinking.parse(latents).kind
         except UserError as error:
             raise ValueError(str(error)) from error
+        if kind == "given":  # eval/interventions.py has them, and asks past this
+            raise ValueError("latents 'given': z has to come from somewhere; eval/run_interventions.py puts some in")
         return latents
 
     @field_validator("stop")
@@ -61,6 +65,10 @@ class Settings(BaseModel):
         drawn = self.temperature > 0 or self.top_p < 1 or self.stop or self.max_new_tokens
         if self.mode == "score" and drawn:
             raise ValueError("mode score writes no reply: leave out temperature, top_p, stop and max_new_tokens")
+        if self.mode == "score" and self.thinking.kind == "optional":
+            raise ValueError(
+                f"latents {self.latents}: mode score writes nothing that could ask for them; use mean or off"
+            )
         if self.top_p < 1 and not self.temperature:
             raise ValueError(f"top_p {self.top_p} without a temperature draws nothing; set temperature")
         if self.zero3 and self.processes:

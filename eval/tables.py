@@ -30,10 +30,14 @@ def table(scores: Scores) -> str:
 
 def markdown(scores: Scores) -> str:
     """To paste."""
-    header, *rows = ["| " + " | ".join(map(_cell, row)) + " |" for row in _table_rows(scores)]
-    rule = "|---|" + "---:|" * (len(_table_rows(scores)[0]) - 1)
     notes = [f"- {note}" for note in _notes(scores)]
-    return "\n".join([_head(scores), "", header, rule, *rows, "", *notes]) + "\n"
+    return "\n".join([_head(scores), "", *piped(_table_rows(scores)), "", *notes]) + "\n"
+
+
+def piped(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, the first row its header, the first column to the left."""
+    header, *others = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return [header, "|---|" + "---:|" * (len(rows[0]) - 1), *others]
 
 
 def _cell(text: str) -> str:

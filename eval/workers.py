@@ -32,20 +32,35 @@ class WorkerError(UserError):
     """A process that cannot begin, or cannot go on."""
 
 
-def run(model: Model, settings: Settings, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
-    """Predictions of the batches of a plan that are to do (by number), as they come.
+class Workers:
+    """Whoever answers plans on this machine: loads the model when there is something to do, and keeps it for the next.
 
     In this process where there is one device and no number of processes was asked for.
     """
-    batches = [plan[number] for number in todo]
-    count = min(settings.processes or torch.cuda.device_count(), len(batches))
-    if not batches:
-        return
-    if settings.processes or count > 1:
-        with contextlib.closing(Pool(model, settings, count)) as pool:
-            yield from pool.run(batches)
-    else:
-        yield from Answerer(model, settings, _device(0)).stream(batches)
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.answerer: Answerer | None = None
+        self.pool: Pool | None = None
+
+    def run(self, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
+        """Predictions of the batches of a plan that are to do (by number), as they come."""
+        batches = [plan[number] for number in todo]
+        if not batches:
+            return
+        devices = torch.cuda.device_count()
+        if self.settings.processes or devices > 1:
+            count = min(self.settings.processes or devices, len(batches))
+            self.pool = self.pool or Pool(self.model, self.settings, count)
+            self.pool.grow(count)
+            yield from self.pool.run(batches)
+        else:
+            self.answerer = self.answerer or Answerer(self.model, self.settings, _device(0))
+            yield from self.answerer.stream(batches)
+
+    def close(self) -> None:
+        if self.pool:
+            self.pool.close()
 
 
 def _device(number: int) -> str:
@@ -91,6 +106,10 @@ class Pool:
             for worker in self._speaking():
                 yield from self._hear(worker)
                 self._wake()
+
+    def grow(self, count: int) -> None:
+        """To so many processes at least."""
+        self.workers += [self._start(number) for number in range(len(self.workers), count)]
 
     def warm(self) -> None:
         """Wait until every process has loaded the model."""

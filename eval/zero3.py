@@ -24,8 +24,7 @@ from model.latent_vlm import LatentVLM
 
 Content = TypeVar("Content")
 
-# What a rank without a batch runs.
-NOTHING = Job("", Sample(key="", text=Text(question="?", answer="?", task="", source="")), ("A",), 0)
+NOTHING = Sample(key="", text=Text(question="?", answer="?", task="", source=""))  # what a rank without a batch runs
 
 
 def join() -> int:
@@ -55,35 +54,43 @@ def found_by_first(find: Callable[[], Content]) -> Content:
     return found
 
 
-def lead(model: Model, settings: Settings, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
-    """On rank 0: predictions of the batches of a plan that are to do (by number), those of all ranks, as they come."""
-    _of_first(todo)
-    yield from _turns(model, settings, [plan[number] for number in todo])
+class Ranks:
+    """The ranks that answer plans together. The model is loaded when there is something to do, and kept for the next:
+    DeepSpeed does not let go of one that it has prepared."""
 
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.answerer: _SharedAnswerer | None = None
 
-def help_first(model: Model, settings: Settings, plan: list[list[Job]]) -> None:
-    """On all other ranks."""
-    todo: list[int] = _of_first([])
-    for _ in _turns(model, settings, [plan[number] for number in todo]):
-        pass
+    def run(self, plan: list[list[Job]], todo: list[int]) -> Iterator[list[Prediction]]:
+        """On rank 0: predictions of the batches that are to do (by number), those of all ranks, as they come."""
+        _of_first(todo)
+        yield from self._turns([plan[number] for number in todo])
+
+    def help(self, plan: list[list[Job]]) -> None:
+        """On all other ranks, with the same plan."""
+        todo: list[int] = _of_first([])
+        for _ in self._turns([plan[number] for number in todo]):
+            pass
+
+    def _turns(self, batches: list[list[Job]]) -> Iterator[list[Prediction]]:
+        if not batches:
+            return
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        self.answerer = self.answerer or _SharedAnswerer(self.model, self.settings)
+        like = batches[0][0]  # whoever has nothing to do is asked as all are
+        nothing = Job("", NOTHING, ("A",), 0, like.settings, like.z)
+        for first in range(0, len(batches), ranks):
+            mine = batches[first + rank] if first + rank < len(batches) else [nothing]
+            gathered: list[list[Prediction]] | None = [[] for _ in range(ranks)] if rank == 0 else None
+            dist.gather_object(self.answerer.turn(mine, nothing), gathered, 0)
+            yield from gathered or []
 
 
 def _of_first(content: Content) -> Content:
     held = [content]
     dist.broadcast_object_list(held, 0)
     return held[0]
-
-
-def _turns(model: Model, settings: Settings, batches: list[list[Job]]) -> Iterator[list[Prediction]]:
-    if not batches:
-        return
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    answerer = _SharedAnswerer(model, settings)
-    for first in range(0, len(batches), ranks):
-        mine = batches[first + rank] if first + rank < len(batches) else [NOTHING]
-        gathered: list[list[Prediction]] | None = [[] for _ in range(ranks)] if rank == 0 else None
-        dist.gather_object(answerer.turn(mine), gathered, 0)
-        yield from gathered or []
 
 
 class _SharedAnswerer(Answerer):
@@ -105,14 +112,14 @@ class _SharedAnswerer(Answerer):
         deepspeed.zero.register_external_parameter(self.model.target_loss, self.model.target_loss.weight)
         self.engine, *_ = deepspeed.initialize(model=_Ranks(self.model), config=values, dist_init_required=False)
 
-    def turn(self, batch: list[Job]) -> list[Prediction]:
+    def turn(self, batch: list[Job], nothing: Job) -> list[Prediction]:
         """One batch, in step with all other ranks."""
         lacking = "its pictures do not fit into memory"  # what is tried later would be out of step
         encoded: list[tuple[Job, Encoded | str | None]] = [(job, item or lacking) for job, item in self.encode(batch)]
         if all(isinstance(item, str) for _, item in encoded):
-            encoded += self.encode([NOTHING])
+            encoded += self.encode([nothing])
         found: list[Prediction] = self.engine(lambda: self.answer(encoded, _any_rank))
-        return [prediction for prediction in found if prediction.id != NOTHING.id]
+        return [prediction for prediction in found if prediction.id != nothing.id]
 
     def _run_in_halves(self, batch, together):
         return self._run(batch, together)  # a rank cannot go back alone

@@ -23,6 +23,7 @@ from eval.models import Model, find_model
 from eval.predictions import Prediction
 from eval.results import FREE
 from eval.settings import Settings
+from model.generate import Decoding, Thinking, generate
 from tests.eval.scarce import OPTIONS, packed
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def amvl(export_of: Callable[[str], Path]) -> Model:
 
 
 def given(model: Model, **how: object) -> Settings:
-    generates = how.get("mode") != "score"
+    generates = how.get("mode", "generate") == "generate"
     return model.effective(Settings(**({"max_new_tokens": NEW, "tokens": 100_000} if generates else {}) | how))
 
 
@@ -113,6 +114,9 @@ def test_costs_of_what_comes_behind(amvl: Model, samples: list[Sample]) -> None:
 
     assert (behind(), behind(latents="vote:3")) == (latent(1) + NEW, latent(3) + 3 * NEW)
     assert (behind(latents="off"), behind(max_new_tokens=10**6)) == (NEW, latent(1) + REPLY)
+    assert (behind(latents="markers"), behind(latents="optional:0.5")) == (2 + NEW, latent(1) + NEW)
+    with_z = Planner(amvl, given(amvl).model_copy(update={"latents": "given"})).job(samples[0], (), "z")
+    assert (with_z.cost - length, behind(mode="prior")) == (3 + 2 + NEW, 3), "no prior, and nothing but it"
     assert behind(mode="score", latents="vote:2") - latent(2) == 2 * (behind(mode="score") - latent(1))
     ids = Planner(amvl, given(amvl)).processor.tokenizer(list(OPTIONS), add_special_tokens=False)["input_ids"]
     assert behind(mode="score", latents="off") >= sum(map(len, ids)) > len(OPTIONS)
@@ -152,7 +156,7 @@ def test_ids_tell_apart_all_that_a_prediction_depends_on(amvl: Model, export_of,
         {"latents": "off"}, {"latents": "vote:2"}, {"latents": "vote:2:0.5"}, {"prompt": "p"}, {"blind": True},
         {"max_new_tokens": NEW + 1}, {"temperature": 0.5}, {"temperature": 0.5, "top_p": 0.5}, {"seed": 1},
         {"stop": ("x",)}, {"stop": ("x", "y")}, {"min_pixels": 5000}, {"max_pixels": 5000}, {"dtype": "bf16"},
-        {"mode": "score"},
+        {"mode": "score"}, {"mode": "prior"}, {"latents": "markers"}, {"latents": "optional"},
     ]  # fmt: skip
     back_ends = {"attention", "vision_attention"}  # of which one alone runs here
     assert {name for how in settings for name in how} | back_ends == set(Settings.model_fields) - set(FREE)
@@ -171,6 +175,8 @@ def test_ids_tell_apart_all_that_a_prediction_depends_on(amvl: Model, export_of,
     ):
         seen.append(job_id(amvl, other))
     seen += [job_id(amvl, one, options, mode="score") for options in (("A", "B"), ("A, B",), ("B", "A"), ("A", "C"))]
+    with_z = Planner(amvl, given(amvl).model_copy(update={"latents": "given"}))
+    seen += [with_z.job(one, (), z).id for z in (None, "AAAA", "AAAB")]
     seen += [job_id(find_model(path), one, dtype="fp32") for path in (export_of("sft"), tiny_backbone)]
     assert len(set(seen)) == len(seen)
 
@@ -189,7 +195,7 @@ def test_ids_stay_where_nothing_that_counts_changes(amvl: Model, export_of) -> N
 
 
 @pytest.mark.parametrize("mode", ["generate", "score"])
-@pytest.mark.parametrize("latents", ["mean", "off", "vote:3", "sample:0.7"])
+@pytest.mark.parametrize("latents", ["mean", "off", "vote:3", "sample:0.7", "markers"])
 def test_predictions_do_not_depend_on_the_batch(amvl: Model, samples: list[Sample], mode: str, latents: str) -> None:
     settings = given(amvl, mode=mode, latents=latents, **({"tokens": 100_000} if mode == "score" else {}))
     alone = answered(amvl, settings.model_copy(update={"tokens": 1}), samples)
@@ -273,12 +279,35 @@ def test_a_reply_ends_at_a_stop_text(amvl: Model, samples: list[Sample]) -> None
 @pytest.mark.parametrize("before", ["", "so it is the second picture ", "das hieße: "])
 def test_a_stop_text_is_seen_as_soon_as_it_is_whole(amvl: Model, stop: str, before: str) -> None:
     """However many tokens it takes, and it is no part of the reply, spaces included."""
-    answerer = Answerer(amvl, given(amvl, stop=(stop, "never")), "cpu")
+    answerer, stops = Answerer(amvl, given(amvl), "cpu"), (stop, "never")
     ids = answerer.processor.tokenizer(before + stop, add_special_tokens=False)["input_ids"]
-    seen = [answerer._stopped(ids[: n + 1]) for n in range(len(ids))]
+    seen = [answerer._stopped(stops, ids[: n + 1]) for n in range(len(ids))]
     assert seen[-1] and not any(seen[:-1])
-    assert answerer._text(ids) == before.strip()
-    assert answerer._text(ids[:-1]) == answerer.processor.decode(ids[:-1]).strip()
+    assert answerer._text(ids, stops) == before.strip()
+    assert answerer._text(ids[:-1], stops) == answerer.processor.decode(ids[:-1]).strip()
+
+
+def test_latents_that_the_model_asks_for(amvl: Model, samples: list[Sample]) -> None:
+    """Where it writes the start mark; no mark is part of a reply, and batches change nothing."""
+    optional, off = (given(amvl, latents=latents, tokens=tokens) for latents, tokens in (("optional", 900), ("off", 1)))
+    answerer = Answerer(amvl, optional, "cpu")
+    with torch.no_grad():
+        answerer.model.backbone.model.lm_head.weight[answerer.markers.start].mul_(6)  # it asks now and then
+
+    def said(settings: Settings) -> dict[str, Prediction]:
+        return {p.key: p for batch in answerer.stream(planned(amvl, settings, samples)) for p in batch}
+
+    found = said(optional)
+    assert said(optional.model_copy(update={"tokens": 1})) == found
+    encoded = [answerer.processor.encode(one) for one in samples]
+    decoding = Decoding(answerer.ends, NEW)
+    replies = generate(answerer.model, encoded, answerer.markers, decoding, Thinking("optional", 0.0))
+    asked = [one.key for one, (reply,) in zip(samples, replies, strict=True) if reply.latent_at is not None]
+    assert 0 < len(asked) < len(samples)
+    assert not any("latent_" in p.replies[0] for p in found.values())
+    without = {key: p.replies for key, p in said(off).items()}
+    assert {key for key, p in found.items() if p.replies != without[key]} <= set(asked)
+    assert any(found[key].replies != without[key] for key in asked)
 
 
 # ---- What goes wrong ----

@@ -46,8 +46,12 @@ REFUSED: list[tuple[str, str]] = [
     ("--seed -1", "--seed -1: Input should be greater than or equal to 0"),
     ("--tokens 0", "--tokens 0: Input should be greater than or equal to 1"),
     ("--processes 0", "--processes 0: Input should be greater than or equal to 1"),
-    ("--latents median", "--latents median: latents 'median': not mean, off, sample:T or vote:N (N from 1 to 1000, "
-     "T from 0 to 100)"),
+    ("--latents median", "--latents median: latents 'median': not mean, sample:T, vote:N, vote:N:T, optional, "
+     "optional:T, off or markers (N from 1 to 1000, T from 0 to 100)"),
+    ("--latents given", "--latents given: latents 'given': z has to come from somewhere; eval/run_interventions.py "
+     "puts some in"),
+    ("--mode score --latents optional", "latents optional: mode score writes nothing that could ask for them; use mean "
+     "or off"),
     ("--min-pixels 0", "--min-pixels 0: Input should be greater than or equal to 1"),
     ("--min-pixels 9 --max-pixels 8", "min_pixels 9 is above max_pixels 8; lower it"),
     ("--mode score --stop x", "mode score writes no reply: leave out temperature, top_p, stop and max_new_tokens"),

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
-from eval.predictions import Prediction, Predictions
+from eval.predictions import Prediction, Predictions, pack, unpack
 from tests.refusal import refusal
 
 ODD = 'half\u2028way\u2029 to\nthe\r\nend\x85 \x0b\x0c\x1c\x00 of 答案 \U0001f9e9 \\ "{}" \t'
@@ -201,3 +203,14 @@ def test_a_full_disk_takes_nothing(path: Path, action: str) -> None:
     found = list(kept(path).values())
     assert found[: len(WHOLE)] == list(WHOLE)
     assert len(found) == len(WHOLE) + (3 if action == "add" else 0), "lines that were whole count"
+
+
+def test_latents_as_text(tmp_path: Path) -> None:
+    """To the last bit, also through the file."""
+    z = torch.tensor([[1 / 3, -0.0, 1e-45, 3.4e38], [-1e-7, 2.0, 0.1, -1 / 7]])
+    assert torch.equal(unpack(pack(z), 2), z) and unpack(pack(z), 2).shape == (2, 4)
+    assert pack(z) != pack(torch.nextafter(z, torch.tensor(torch.inf)))
+    with closing(Predictions(tmp_path / "p.jsonl")) as kept:
+        kept.add([Prediction(id="a", key="one", prior=pack(z))])
+    with closing(Predictions(tmp_path / "p.jsonl")) as kept:
+        assert torch.equal(unpack(kept.known["a"].prior or "", 2), z)

@@ -10,6 +10,7 @@ import pytest
 
 from data import puzzles, shards
 from data.shards import WriteOptions
+from eval import run_interventions
 from eval.models import find_model
 from eval.record import metrics
 from eval.run_shards import main
@@ -234,6 +235,32 @@ def test_other_rules_stand_below_what_was_said(trained: Path, monkeypatch: pytes
         assert call(main, "--checkpoint", trained, *SHORT, *judge) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert scores_of(folder / "judge=some_model")["settings"]["judge"] == "some/model"
+
+
+def test_interventions_on_a_run(trained: Path, tiny_shards: Path) -> None:
+    """Its own held-out set by default; beside the evaluation, and onto the MLflow run of the training."""
+    before = (trained / "summary.json").read_bytes()
+    arguments = ("--checkpoint", trained, "--limit", 6, *SHORT, "--arms", "removed,other_item")
+    assert call(run_interventions.main, *arguments) == 0
+    name = "shards,limit=6,max_new_tokens=2"
+    out = trained / f"eval/step_1000/{name},interventions"
+    arms = json.loads((out / "interventions.json").read_text())["arms"]
+    assert list(arms) == ["kept", "removed", "other_item"]
+    for arm in arms:
+        assert check(out / arm, 6)["text"]
+    assert (trained / "summary.json").read_bytes() == before
+    summary = summary_of(trained)
+    client, run_id = client_of(summary), summary["mlflow_run_id"]
+    found = client.get_run(run_id).data.metrics
+    assert found == {
+        f"eval/shards_limit_6_max_new_tokens_2/interventions/{arm}/{metric}": arms[arm][metric]["value"]
+        for arm in arms
+        for metric in ("accuracy", "change", "flips")
+        if arm != "kept" or metric == "accuracy"
+    }
+    place = f"eval/step_1000/{name},interventions"
+    files = {file.path for file in client.list_artifacts(run_id, place)}
+    assert files == {f"{place}/interventions.json", f"{place}/interventions.md"}
 
 
 def test_a_set_at_an_address(trained: Path, heldout: Path) -> None:

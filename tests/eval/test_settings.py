@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from eval.benchmarks.item import Benchmark, Labels, Prompt
-from eval.evaluate import Request, label, reading
 from eval.judge import JudgeConfig
+from eval.request import Request, label, reading
 from eval.results import FREE
 from eval.settings import Settings
 from model.generate import Thinking
@@ -16,8 +16,10 @@ from model.generate import Thinking
 @pytest.mark.parametrize(
     ("given", "place", "words"),
     [
-        ({"mode": "guess"}, "mode", "Input should be 'generate' or 'score'"),
-        ({"latents": "median"}, "latents", "latents 'median': not mean, off, sample:T or vote:N"),
+        ({"mode": "guess"}, "mode", "Input should be 'generate', 'score' or 'prior'"),
+        ({"latents": "median"}, "latents", "latents 'median': not mean, sample:T, vote:N, vote:N:T, optional, "),
+        ({"latents": "given"}, "latents", "latents 'given': z has to come from somewhere"),
+        ({"latents": "optional:101"}, "latents", "latents 'optional:101': not mean"),
         ({"latents": "vote:0"}, "latents", "latents 'vote:0': not mean"),
         ({"max_new_tokens": 0}, "max_new_tokens", "greater than or equal to 1"),
         ({"max_new_tokens": 1_000_001}, "max_new_tokens", "less than or equal to 1000000"),
@@ -43,6 +45,7 @@ from model.generate import Thinking
         ({"mode": "score", "temperature": 1.0, "top_p": 0.5}, None, "mode score writes no reply: leave out"),
         ({"mode": "score", "stop": ("x",)}, None, "mode score writes no reply: leave out"),
         ({"mode": "score", "max_new_tokens": 5}, None, "mode score writes no reply: leave out"),
+        ({"mode": "score", "latents": "optional"}, None, "latents optional: mode score writes nothing"),
         ({"top_p": 0.5}, None, "top_p 0.5 without a temperature draws nothing; set temperature"),
         ({"zero3": True, "processes": 2}, None, "zero3 runs in the ranks that deepspeed started; leave out processes"),
     ],
@@ -61,6 +64,7 @@ def test_limits_themselves_are_taken() -> None:
     Settings(max_new_tokens=1_000_000, temperature=100, top_p=1, seed=2**63 - 1, processes=1024)
     Settings(mode="score", latents="vote:3", seed=3, min_pixels=5, max_pixels=5)
     Settings(temperature=0.5, top_p=0.5, stop=("\n",), zero3=True)
+    Settings(mode="score", latents="markers", tokens=1)
 
 
 def test_settings_stay_as_they_are() -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data import puzzles, shards
+from data import shards
 from data.sample import UserError
 from eval.answer import Answerer, Job, Planner
 from eval.benchmarks.item import sample_of
@@ -21,7 +21,7 @@ from eval.benchmarks.shards import PROMPTS, item_of
 from eval.models import Model, find_model
 from eval.predictions import Prediction
 from eval.settings import Settings
-from eval.workers import Pool, WorkerError, run
+from eval.workers import Pool, WorkerError, Workers
 from tests.processes import gone
 
 ROOT = Path(__file__).parents[2]
@@ -50,8 +50,11 @@ def batches(model: Model, settings: Settings, tiny_shards: Path) -> list[list[Jo
 @pytest.fixture(scope="module")
 def whole(model: Model, settings: Settings, batches: list[list[Job]]) -> dict[str, Prediction]:
     """Predictions of one process, in this one."""
-    found = run(model, settings, batches, list(range(len(batches))))
-    return {p.id: p for predictions in found for p in predictions}
+    return ran(Workers(model, settings), batches, range(len(batches)))
+
+
+def ran(workers: Workers, batches: list[list[Job]], todo: Iterable[int]) -> dict[str, Prediction]:
+    return {p.id: p for predictions in workers.run(batches, list(todo)) for p in predictions}
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +90,23 @@ def test_processes_share_the_items(pool: Pool, batches: list[list[Job]], whole: 
 
 
 def test_the_command_takes_as_many_processes_as_asked(model, settings, batches, whole) -> None:
-    two = settings.model_copy(update={"processes": 2})
-    found = run(model, two, batches, list(range(len(batches))))
-    assert {p.id: p for predictions in found for p in predictions} == whole
+    """At most one per batch, and they stay for what is asked next."""
+    with closing(Workers(model, settings.model_copy(update={"processes": 2}))) as workers:
+        few = ran(workers, batches, [0])
+        assert workers.pool and len(workers.pool.workers) == 1
+        first = workers.pool.workers[0].process.pid
+        assert few | ran(workers, batches, range(1, len(batches))) == whole
+        assert len(workers.pool.workers) == 2 and workers.pool.workers[0].process.pid == first
+    assert not any(worker.process.is_alive() for worker in workers.pool.workers)
 
 
 def test_batches_that_are_done_are_left_out(model, settings, batches, whole) -> None:
-    found = [p.id for predictions in run(model, settings, batches, [1, 3]) for p in predictions]
-    assert sorted(found) == sorted(job.id for number in (1, 3) for job in batches[number])
-    assert list(run(model, settings, batches, [])) == []
+    workers = Workers(model, settings)
+    assert ran(workers, batches, []) == {} and workers.answerer is None, "nothing is loaded for nothing"
+    assert set(ran(workers, batches, [1, 3])) == {job.id for number in (1, 3) for job in batches[number]}
+    loaded = workers.answerer
+    ran(workers, batches, [0])
+    assert loaded and workers.answerer is loaded, "once"
 
 
 def test_a_killed_process_loses_nothing(pool: Pool, batches: list[list[Job]], whole: dict[str, Prediction]) -> None:
@@ -153,17 +164,11 @@ def test_what_is_wrong_with_the_model_is_said(model: Model, settings: Settings, 
 
 def test_a_fault_that_is_no_items_ends_the_evaluation(model: Model, settings: Settings, batches) -> None:
     """With its traceback, and no item is blamed for it."""
-    broken = settings.model_copy(update={"latents": "nonsense"})
-    with closing(Pool(model, broken, 1)) as pool, pytest.raises(UserError) as caught:
-        collected(pool, batches)
+    broken = [replace(batches[0][0], settings=settings.model_copy(update={"latents": "nonsense"}))]
+    with closing(Pool(model, settings, 1)) as pool, pytest.raises(UserError) as caught:
+        collected(pool, [broken])
     assert "nonsense" in str(caught.value)
-    wrong = [
-        [
-            Job("", sample_of(item_of(puzzle), PROMPTS["amvl"]), (), 1)
-            for puzzle in puzzles.stream(("maze",), "heldout", 1)
-        ]
-    ]
-    wrong[0][0] = replace(wrong[0][0], sample=None)  # type: ignore[arg-type]
+    wrong = [[replace(batches[0][0], sample=None)]]  # type: ignore[arg-type]
     with closing(Pool(model, settings, 1)) as pool, pytest.raises(WorkerError) as failed:
         collected(pool, wrong)
     assert str(failed.value).startswith("a process failed (AttributeError: 'NoneType' object has no attribute")

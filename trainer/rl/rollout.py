@@ -101,7 +101,7 @@ class Rollouts:
     ) -> list[Group]:
         """Groups of new completions, in the order of their prompts."""
         rollout, seed = self.config.rollout, f"{self.seed}/rollout {number}"
-        stopped = (lambda ids: self.processor.holds(ids, rollout.stop)) if rollout.stop else None
+        stopped = partial(self.processor.holds, stops=rollout.stop) if rollout.stop else None
         ends = frozenset([self.processor.end])
         decoding = Decoding(ends, rollout.max_new_tokens, rollout.temperature, rollout.top_p, seed, stopped)
         batches = self._batches(prompts)
