@@ -285,3 +285,14 @@ def test_the_pixels_it_describes_are_those_it_makes(
     assert all(pixels[0] <= sides.prod() <= pixels[1] for sides in made)
     small, large = (f"{height} x {width}" for height, width in made[:2])
     assert rest.endswith(f"squares from {small} to {large}")
+
+
+@pytest.mark.parametrize("stop", ["答案", "\U0001f9e9 now", "x ", "\n\n", "the end of it"])
+@pytest.mark.parametrize("before", ["", "so it is the second picture ", "das hieße: "])
+def test_a_stop_text_is_seen_as_soon_as_it_is_whole(processor: Processor, stop: str, before: str) -> None:
+    """However many tokens it takes, and it is no part of the text, spaces included."""
+    stops, ids = (stop, "never"), processor.tokenizer(before + stop, add_special_tokens=False)["input_ids"]
+    seen = [processor.holds(ids[: n + 1], stops) for n in range(len(ids))]
+    assert seen[-1] and not any(seen[:-1])
+    assert processor.before(ids, stops) == before.strip()
+    assert processor.before(ids[:-1], stops) == processor.decode(ids[:-1]).strip()

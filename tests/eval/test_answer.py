@@ -275,18 +275,6 @@ def test_a_reply_ends_at_a_stop_text(amvl: Model, samples: list[Sample]) -> None
     assert 3 < found < len(samples)
 
 
-@pytest.mark.parametrize("stop", ["答案", "\U0001f9e9 now", "x ", "\n\n", "the end of it"])
-@pytest.mark.parametrize("before", ["", "so it is the second picture ", "das hieße: "])
-def test_a_stop_text_is_seen_as_soon_as_it_is_whole(amvl: Model, stop: str, before: str) -> None:
-    """However many tokens it takes, and it is no part of the reply, spaces included."""
-    answerer, stops = Answerer(amvl, given(amvl), "cpu"), (stop, "never")
-    ids = answerer.processor.tokenizer(before + stop, add_special_tokens=False)["input_ids"]
-    seen = [answerer._stopped(stops, ids[: n + 1]) for n in range(len(ids))]
-    assert seen[-1] and not any(seen[:-1])
-    assert answerer._text(ids, stops) == before.strip()
-    assert answerer._text(ids[:-1], stops) == answerer.processor.decode(ids[:-1]).strip()
-
-
 def test_latents_that_the_model_asks_for(amvl: Model, samples: list[Sample]) -> None:
     """Where it writes the start mark; no mark is part of a reply, and batches change nothing."""
     optional, off = (given(amvl, latents=latents, tokens=tokens) for latents, tokens in (("optional", 900), ("off", 1)))

@@ -156,7 +156,7 @@ def test_every_arm_reaches_the_model(ran: Path, export_of, data: Path) -> None:
             given = [z[one.sample.key]] if z else None
             how = thinking.get(arm, Thinking("given"))
             ((reply,),) = generate(answerer.model, [one], answerer.markers, decoding, how, given=given)
-            assert said[one.sample.key] == [answerer._text(reply.ids, ())], arm
+            assert said[one.sample.key] == [answerer.processor.before(reply.ids, ())], arm
         replies[arm] = tuple(reply for (reply,) in said.values())
     assert len(set(replies.values())) == len(ARMS)
     for arm in GIVEN:
