@@ -43,6 +43,7 @@ EVERYTHING = {
     "data.lanes": 8,
     "rl.rollout": "{prompts: 8, completions: 4, max_new_tokens: 5, temperature: 0.9, tokens: 500}",
     "rl.rewards.attention": "{weight: 1.0, gate: none, layers: all}",
+    "rl.update.kl": 0.0,
     "rl.groups": "{accuracy_above: null, accuracy_below: null}",
 }
 CASES: dict[str, dict[str, Any]] = {
@@ -118,15 +119,15 @@ class Kept:
 
 
 class Late:
-    """A request to stop that comes at the n-th time that is looked for it, on rank 0 alone."""
+    """A request to stop, on rank 0 alone: the n-th time that is looked for it after so many steps."""
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, kept: Kept, steps: int, looks: int) -> None:
+        self.kept, self.steps, self.looks = kept, steps, looks
 
     @property
     def reason(self) -> str | None:
-        self.looks -= 1
-        return "SIGTERM" if self.looks < 0 and dist.get_rank() == 0 else None
+        self.looks -= len(self.kept.steps) >= self.steps
+        return "SIGTERM" if self.looks <= 0 and dist.get_rank() == 0 else None
 
 
 @functools.cache
@@ -151,7 +152,7 @@ def settings(arguments: argparse.Namespace, name: str) -> config.Config:
     return config.load(Path("configs/quickstart_rl.yaml"), overrides)
 
 
-def train(cfg: config.Config, stop_after: int | None = None, stop: Any = None) -> Kept:
+def train(cfg: config.Config, stop_after: int | None = None, late: tuple[int, int] | None = None) -> Kept:
     """From the newest checkpoint on."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     processor, progress, last = load_processor(cfg.model), Progress(), resume.newest(cfg.run.path)
@@ -164,8 +165,9 @@ def train(cfg: config.Config, stop_after: int | None = None, stop: Any = None) -
     if last:
         resume.restore_engine(last, engine)
         progress = Progress(**checkpoint.facts_of(last)["progress"])
+    stop = Late(kept, *late) if late else never()
     try:
-        loop.train(cfg, engine, prompts, processor, progress, kept, stop or never(), watch(), last)
+        loop.train(cfg, engine, prompts, processor, progress, kept, stop, watch(), last)
     except KeyboardInterrupt:
         assert stop_after
     dist.barrier()
@@ -197,12 +199,12 @@ def run_case(arguments: argparse.Namespace, name: str) -> Any:
         weights.ROOM = 0.6
         return found
     if name == "elastic":  # by two ranks, and then by one
-        return train(cfg, stop_after=2 if dist.get_world_size() == 2 else None).found()
+        return train(cfg, stop_after=3 if dist.get_world_size() == 2 else None).found()
     if name == "broken":
         first = train(cfg, stop_after=5)
         return [first.found(), train(cfg).found()]
     if name == "stopped":  # once between two steps on a rollout, once while completions are drawn
-        return [train(cfg, stop=Late(looks)).found() for looks in (8, 4)] + [train(cfg).found()]
+        return [train(cfg, late=late).found() for late in ((2, 1), (2, 4), None)]
     rollout.rate = rated(name)
     try:
         return train(cfg).found()

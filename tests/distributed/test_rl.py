@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from data.processor import Processor
+from model.build import load_export
+from model.export import write
 from tests.distributed.rl_ranks import CASES
 from tests.distributed.zygote import free_port
 
@@ -19,16 +22,22 @@ ALONE = ("gathered", "sharded", "optional", "constant_replay", "density_ratio", 
 
 @pytest.fixture(scope="module")
 def launch(
-    tiny_shards: Path, export_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_shards: Path,
+    export_of: Callable[[str], Path],
+    processor: Processor,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., list[Any]]:
     """A function that has so many ranks run cases. Returns what each rank found."""
 
     folder = tmp_path_factory.mktemp("rl")
+    eager = load_export(export_of("amvl"))
+    eager.backbone.model.lm_head.weight.data[processor.latent_start].mul_(4)  # it asks for latents now and then
+    export = write(eager, eager.state_dict(), processor, {"name": "amvl"}, folder / "export")
 
     def run(ranks: int, *cases: str) -> list[Any]:
         launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks)]
         launcher += ["--master_port", str(free_port()), "--module", "tests.distributed.rl_ranks"]
-        command = [*launcher, folder / "out.json", tiny_shards, export_of("amvl"), folder / "runs", *cases]
+        command = [*launcher, folder / "out.json", tiny_shards, export, folder / "runs", *cases]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -103,7 +112,7 @@ def test_both_ways_to_hold_the_weights_draw_the_same(two: list[Any]) -> None:
 
 def test_some_completions_ask_for_latents(two: list[Any]) -> None:
     places = [at for group in groups(two, "optional").values() for at in group["at"]]
-    assert None in places
+    assert {None, 1, 2} <= set(places)
     always = {at for group in groups(two, "gathered").values() for at in group["at"]}
     assert always == {0}
 
@@ -200,6 +209,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(two: list[Any]) -> None:
     """Stopped between steps, and while completions are drawn, which are drawn again."""
     for rank in two:
         whole, parts = rank["whole"], rank["stopped"]
-        assert all(0 < len(part["steps"]) < 7 for part in parts)
+        assert [len(part["steps"]) for part in parts] == [2, 2, 3]
         for name in ("weights", "rollouts"):
             assert [x for part in parts for x in part[name]] == whole[name]
