@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from tests.refusal import refusal
 from trainer import config as configuration
 from trainer.config import Config
 from trainer.plan import TYPICAL, Plan, Shape, describe, dry_run, filled, on, recomputing, refuse, scaling
+from trainer.rl.config import RLError
 from trainer.target import RESERVE, PlanError, Target, gib, read_size, target_of
 
 ROOT = Path(__file__).parents[2]
-LARGE = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "quickstart")
+LARGE = sorted((ROOT / "configs").glob("qwen*.yaml"))
 SMALL = Shape(prompt=60, image=16, answer=6)
 GIB = 2**30
 
@@ -195,6 +197,26 @@ def test_a_dry_run_without_the_model_plans_with_samples_of_a_size():
     assert "is not on this machine" in lines[-1]
     assert f"{TYPICAL.prompt:,} tokens" in lines[-1]
     assert any("memory per rank on 8 x h100" in line for line in lines)
+
+
+def test_a_dry_run_of_reinforcement_learning(tiny_shards: Path, export_of: Callable[[str], Path]):
+    """Says what a rollout is and takes beside; refuses what its start would refuse."""
+    changes = {
+        "model.folder": export_of("amvl"),
+        "latent": "{slots: 3, width: 8, head_width: 16}",
+        "data.train": tiny_shards,
+        "train.tokens": 700,
+        "rl.update.kl": 0.1,
+    }
+    values = [f"{key}={value}" for key, value in changes.items()]
+    config = configuration.load(ROOT / "configs/quickstart_rl.yaml", values)
+    *_, rollout, gathered, reference = dry_run(config, Target(1, 8 * GIB, None, "here"))
+    assert rollout.startswith("rollout: 64 prompts over all ranks, 8 completions each of at most 4 tokens")
+    weights = gib(4 * Plan(config, shape=SMALL).total)
+    assert f"{weights} of gathered weights" in gathered and f"{weights} over all ranks" in reference
+    other = configuration.load(ROOT / "configs/quickstart_rl.yaml", [*values, "rl.rollout.prompts=9"])
+    text = refusal(lambda: list(dry_run(other, Target(2, 8 * GIB, None, "here"))), RLError)
+    assert "set it to a multiple" in text
 
 
 def test_the_description_adds_up(tiny_backbone: Path):
