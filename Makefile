@@ -1,5 +1,5 @@
 # make train     everything from a bare machine to a trained, evaluated model (runs/quickstart)
-# make rl        the quickstart's model reinforced on puzzles (runs/quickstart_rl), and what became of it; SEED=1: once more
+# make rl        the quickstart's model reinforced on puzzles (runs/quickstart_rl; with SEED=1 runs/quickstart_rl_1)
 # make test      lint, types and tests; KERNELS=1 adds those of the fused modules (Triton's interpreter, 1 GB)
 # make test-long the tests that take many minutes: one run killed 50 times, one evaluation 20 times
 # make test-gpu  the tests that need a CUDA GPU
@@ -12,7 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := runs/quickstart
 SEED   ?= 0
-RL     := runs/quickstart_rl$(SEED:0=)
+RL     := runs/quickstart_rl$(patsubst %,_%,$(filter-out 0,$(SEED)))
 DATA   := runs/embedded
 START  := $(shell date +%s)
 

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from data.convert.text import split_boxed
 from data.sample import LETTERS
 from eval.benchmarks.item import Benchmark, Item
 from eval.extract import Extraction, extract
 from eval.judge import Judge
-from eval.mentions import BOXED
 from eval.predictions import Prediction
 from eval.results import Result
 
@@ -35,9 +35,9 @@ def read(item: Item, reply: str, family: str = "plain", rules: str = "plain") ->
     """
     if item.n_choices:
         return extract(reply, family, rules, item.n_choices, item.choices)
-    boxes = BOXED.findall(reply)
-    text = boxes[-1] if boxes else reply
-    said, rule = _same(text), "box" if boxes else "text"
+    boxed = split_boxed(reply)
+    text, rule = (boxed[0], "box") if boxed else (reply, "text")
+    said = _same(text)
     return Extraction((item.label if said == _same(item.label) else text.strip()) if said else None, rule)
 
 

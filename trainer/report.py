@@ -128,7 +128,7 @@ class Reporter:
             "packing/shrunk": self.steps[-1].counts.shrunk,
             "packing/dropped": self.steps[-1].counts.dropped,
             "data/bad_samples": self.steps[-1].counts.bad,
-            "memory/peak_bytes": _peak_bytes(),
+            "memory/peak_bytes": peak_bytes(),
         }
         if self.peak:
             values["speed/mfu"] = total.flops / (seconds * self.ranks * self.peak)
@@ -162,7 +162,7 @@ def postfix(metrics: dict[str, float]) -> str:
     return ", ".join(words)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most memory in use since the last call: the allocator's on a GPU; elsewhere the process's, since its start."""
     if not torch.cuda.is_available():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

@@ -81,7 +81,7 @@ class Kept:
         self.norms: list[float] = []  # of the gradient
         self.rollouts: list[dict[str, Any]] = []
 
-    def rollout(self, progress: Progress, groups: list[Group], seconds: dict[str, float]) -> None:
+    def rollout(self, progress: Progress, groups: list[Group], seconds: dict[str, float], left_out: Any) -> None:
         self.rollouts.append(
             {
                 group.prompt.sample.key: {

@@ -25,7 +25,8 @@ ROLLOUT = {
     *(f"rollout/{name}" for name in ("tokens", "tokens_per_second")),
     *(f"attention/{name}" for name in ("to_latents", "to_images", "lift", "latents_over_images")),
     *(f"groups/{name}" for name in ("kept", "invalid", "filtered", "equal", "one_text")),
-    "advantage/attention_share",
+    *("advantage/attention_share", "memory/peak_bytes"),
+    *("data/bad_samples", "packing/dropped", "packing/shrunk"),
     *(f"seconds/{phase}" for phase in ("rollout", "measure", "reference")),
 }
 STEP = {

@@ -144,6 +144,8 @@ def test_open_questions(reply: str, correct: bool) -> None:
         ("\\boxed{three}, no: \\boxed{ Two  balls. }", "Two balls"),
         ("two balls, that is \\boxed{2}", "2"),
         ("\\boxed{}", None),
+        ("$\\boxed{\\text{Two balls}}$", "Two balls"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
     ],
 )
 def test_an_open_question_may_be_answered_in_a_box(reply: str, answer: str | None) -> None:

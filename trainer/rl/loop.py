@@ -55,7 +55,7 @@ def train(
                 if groups is not None:
                     now = Underway(before, groups)
                     progress.seconds += sum(rollouts.seconds.values())
-                    reporter.rollout(progress, groups, rollouts.seconds)
+                    reporter.rollout(progress, groups, rollouts.seconds, before["counts"])
             if now is not None:
                 with profiler.step(progress.step + 1):
                     watch.at(progress.step + 1, "update")

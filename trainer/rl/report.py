@@ -9,7 +9,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 
 from trainer.checkpoint import Progress
-from trainer.report import Reporter
+from trainer.report import Reporter, peak_bytes
 from trainer.rl.advantages import attention_share
 from trainer.rl.group import Group
 from trainer.rl.learn import Learned
@@ -22,9 +22,12 @@ DROPPED = ("invalid", "filtered", "equal")
 class RLReporter(Reporter):
     """On other ranks than 0 (no tracker) it only adds up."""
 
-    def rollout(self, progress: Progress, groups: list[Group], seconds: dict[str, float]) -> None:
-        """Take in a rollout, of which this rank has some groups. Every rank has to."""
-        counts = counted(groups)
+    def rollout(
+        self, progress: Progress, groups: list[Group], seconds: dict[str, float], left_out: dict[str, int]
+    ) -> None:
+        """Take in a rollout, of which this rank has some groups, and what its stream has left out or shrunk since the
+        start of the run. Every rank has to."""
+        counts = counted(groups) | {f"data {name}": float(left_out[name]) for name in ("bad", "dropped", "shrunk")}
         device = torch.device(get_accelerator().current_device_name())
         values = torch.tensor(list(counts.values()), dtype=torch.float64, device=device)
         dist.all_reduce(values)
@@ -33,6 +36,7 @@ class RLReporter(Reporter):
         if not self.tracker:
             return
         assert self.config.rl
+        metrics["memory/peak_bytes"] = peak_bytes()
         metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()}
         metrics["rollout/tokens_per_second"] = metrics["rollout/tokens"] / seconds["rollout"]
         metrics |= {f"reward/weight/{name}": weight for name, weight in groups[0].weights.items()}
@@ -145,6 +149,9 @@ def rates(sums: dict[str, float]) -> dict[str, float]:
         "advantage/attention_share": share("attention share", "groups kept"),
         **{f"groups/{name}": sums[f"groups {name}"] for name in ("kept", *DROPPED)},
         "groups/one_text": sums["groups of one text"],
+        "data/bad_samples": sums["data bad"],
+        "packing/dropped": sums["data dropped"],
+        "packing/shrunk": sums["data shrunk"],
     }
 
 
