@@ -38,6 +38,13 @@ class Packs:
         self._primed = next(self)
         self._primed_state = state
 
+    def peek(self) -> list[Encoded]:
+        """The next pack, which stays the next."""
+        if self._primed is None:
+            self.prime()
+        assert self._primed is not None
+        return self._primed
+
     def __next__(self) -> list[Encoded]:
         """The next pack; DataError when the samples cannot be read or too many cannot be used."""
         if self._primed is not None:

@@ -262,9 +262,8 @@ def _advance(
     Where z waits to be asked for, a first start mark is followed by a branch's latents and the end mark.
     """
     k, device = model.config.slots, model.scale.device
-    begins = [
-        z is not None and t == markers.start and b.reply.latent_at is None for b, t in zip(going, tokens, strict=True)
-    ]
+    asks = keep and z is not None  # a branch that is done only keeps step
+    begins = [asks and t == markers.start and b.reply.latent_at is None for b, t in zip(going, tokens, strict=True)]
     ids: list[int] = []
     z_rows: list[int] = []
     sizes: dict[int, list[int]] = {}

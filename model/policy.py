@@ -63,7 +63,7 @@ class Measured(NamedTuple):
     logps: Tensor  # [M] nats
     entropy: Tensor  # [M] nats
     z: Tensor  # [L, k, d]
-    mean: Tensor  # [L, k, d] of the prior; empty without one
+    mean: Tensor  # [L, k, d] of the prior; zeros without one
     log_sigma: Tensor  # [L, k, d]
     masses: Tensor  # [B, 2] attention to latents and to images, mean over words, layers and heads
 
@@ -116,7 +116,7 @@ def _run(
         if model.recipe.latents == "pause":
             slots = model.slots(model.scale).to(inputs.dtype).repeat(len(branches.z_prompt), 1)
             inputs = inputs.index_copy(0, branches.z_rows, slots)
-        z = branches.noise[:0]
+        z = branches.noise  # zeros: there is none
     ends = states[branches.prompts.first.prefix_ends()]
     states = model.backbone.states(inputs, model.round(branches.layout, first, cut, probe))
     assert z is not None
@@ -135,8 +135,7 @@ def measure(model: Policy, branches: Branches, reading: Reading, z: Tensor | Non
         of_queries = torch.stack(list(probe.found.values())).mean(0)  # [Q, 2]
         counts = branches.query_completion.bincount(minlength=branches.completions).clamp(min=1)
         masses = masses.index_add(0, branches.query_completion, of_queries) / counts[:, None]
-    nothing = ran.z[:0]
-    mean, log_sigma = ran.prior or (nothing, nothing)
+    mean, log_sigma = ran.prior or (ran.z, ran.z)
     return Measured(logps, entropy, ran.z, mean, log_sigma, masses)
 
 

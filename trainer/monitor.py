@@ -16,7 +16,7 @@ TICK = 0.5  # seconds between two looks
 CONNECT = 120.0  # seconds in which all ranks must have connected
 GATHER = 2.0  # seconds that more ends are waited for: the first to be seen need not be the first to have happened
 ANSWER = 10.0  # seconds that ranks have to send their stacks
-PHASES = ("start", "data", "step", "save", "end")  # in their order
+PHASES = ("start", "data", "rollout", "measure", "reference", "step", "save", "end")  # in their order
 UNTIMED = ("start", "save", "end")  # may take as long as they take
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}  # a machine is missed after 30 s
 COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
@@ -29,7 +29,7 @@ class Rank:
     number: int
     host: str
     pid: int
-    at: tuple[int, str] = (0, "start")
+    at: tuple[int, str, int] = (0, "start", 0)
     failure: str | None = None
     stacks: dict[str, str] = field(default_factory=dict)  # by the name of the thread, the main thread's first
 
@@ -39,9 +39,10 @@ class Rank:
         return next(iter(self.stacks.values()), "")
 
     @property
-    def reached(self) -> tuple[int, int]:
-        """Step and phase, in the order in which they are reached."""
-        return self.at[0], PHASES.index(self.at[1])
+    def reached(self) -> tuple[int, int, int]:
+        """Step, phase and part of it, in the order in which they are reached."""
+        step, phase, part = self.at
+        return step, PHASES.index(phase), part
 
     def __str__(self) -> str:
         return f"rank {self.number} ({self.host}, pid {self.pid})"
@@ -118,6 +119,8 @@ class Monitor:
         rank = self._ranks[line]
         if kind == "at":
             rank.at, self._further, self._asked, self._stalled = tuple(content), time.monotonic(), None, None
+        elif kind == "stop":
+            self._tell_all("stop")
         elif kind == "failed":
             rank.failure = content
             self._trouble = self._trouble or time.monotonic()
@@ -191,7 +194,7 @@ def suspects(ranks: list[Rank]) -> tuple[list[Rank], str]:
     first = min(ranks, key=lambda rank: rank.reached)
     tests = [
         ([rank for rank in ranks if not rank.stacks], "does not answer: stopped, or busy outside Python"),
-        ([rank for rank in ranks if rank.at == first.at], f"is still at step {first.at[0]}, {first.at[1]}"),
+        ([rank for rank in ranks if rank.at[:2] == first.at[:2]], f"is still at step {first.at[0]}, {first.at[1]}"),
         ([rank for rank in ranks if not _waits(rank)], "is not in a collective, as the others are"),
     ]
     for late, why in tests:

@@ -83,7 +83,7 @@ def refuse_change(config: Config, last: Path | None, ranks: int) -> list[str]:
     there = _flat(yaml.safe_load((last / "config.yaml").read_text()))
     here = _flat(yaml.safe_load(config.to_yaml()))
     batches = [
-        value.pop("train.accumulation", 1) * n
+        value.pop("train.accumulation", 1) * (1 if config.rl else n)  # a rollout has as many prompts whatever the ranks
         for value, n in ((there, checkpoint.facts_of(last)["ranks"]), (here, ranks))
     ]
     there[BATCH], here[BATCH] = batches

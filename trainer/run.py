@@ -103,8 +103,7 @@ def _data(config: Config, processor: Processor, rank: int, ranks: int) -> Packs:
     data, seed, quarantine, slots = config.data, config.run.seed, config.run.path / "quarantine", config.latent.slots
     if config.rl:
         count = rl_config.check(config, ranks)
-        behind = 2 * slots + 2 + config.rl.rollout.max_new_tokens
-        measure = partial(prompt_cost, behind=behind)
+        measure = partial(prompt_cost, behind=rl_config.completion_cost(config))
         return prompts_of(data, processor.encode, measure, config.train.tokens, count, seed, rank, ranks, quarantine)
     measure = partial(cost, recipe=config.objective.recipe, slots=slots)
     return packs_of(data, processor.encode, measure, config.train.tokens, seed, rank, ranks, quarantine)

@@ -43,7 +43,9 @@ class Watch:
         self.rank = rank
         self.reason: str | None = None  # why the run ends
         self.at_end: Callable[[], None] = lambda: None  # called before this process is ended from here
-        self._at, self._told = (0, "start"), (0, "")
+        self._at, self._told = (0, "start", 0), (0, "", 0)
+        self.stop_asked = False  # of any rank
+        self._stop_told = False
         self._failure: str | None = None  # of this rank
         self._failure_told = False
         self._closing, self._ended = threading.Event(), threading.Event()
@@ -69,9 +71,13 @@ class Watch:
         else:
             self.failed(error)
 
-    def at(self, step: int, phase: str) -> None:
-        """Where the main thread is. Costs nothing."""
-        self._at = (step, phase)
+    def at(self, step: int, phase: str, part: int = 0) -> None:
+        """Where the main thread is; `part`: how far within a phase. Costs nothing."""
+        self._at = (step, phase, part)
+
+    def ask_to_stop(self) -> None:
+        """Let all ranks know, within about a second, that one was told to stop."""
+        self.stop_asked = True
 
     def failed(self, error: BaseException) -> str | None:
         """Tell that this rank ends by an error. Returns why the run ends: perhaps another rank was first."""
@@ -91,7 +97,9 @@ class Watch:
             while not self._closing.is_set():
                 while self._line.poll(TICK):
                     kind, content = json.loads(self._line.recv_bytes())
-                    if kind == "stacks?":
+                    if kind == "stop":
+                        self.stop_asked = self._stop_told = True
+                    elif kind == "stacks?":
                         self._send("stacks", stacks_of_threads())
                     else:
                         self._end(content, self.rank == 0)
@@ -106,6 +114,9 @@ class Watch:
         if self._told != self._at and (phase_changed or time.monotonic() > self._next):
             self._told, self._next = self._at, time.monotonic() + self._pause
             self._send("at", self._told)
+        if self.stop_asked and not self._stop_told:
+            self._stop_told = True
+            self._send("stop", None)
         if self._failure and not self._failure_told:
             self._failure_told = True
             self._send("failed", self._failure)

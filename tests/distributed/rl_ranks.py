@@ -1,6 +1,8 @@
 """What the ranks of test_rl.py do: reinforcement learning in many settings; results of all ranks in one JSON file.
 
-deepspeed --num_gpus N --module tests.distributed.rl_ranks OUT.json SHARDS EXPORT FOLDER CASE [CASE ...]
+deepspeed --num_gpus N --module tests.distributed.rl_ranks OUT.json SHARDS EXPORTS FOLDER CASE [CASE ...]
+
+EXPORTS is a folder with exports named by their objectives.
 """
 
 import argparse
@@ -54,6 +56,9 @@ CASES: dict[str, dict[str, Any]] = {
     "density_ratio": {"rl.update.latents": "density_ratio", "train.steps": 2},
     "reference": {"rl.update.kl": 0.5, "train.steps": 2},
     "stop": {"rl.rollout": "{prompts: 8, completions: 4, max_new_tokens: 12, stop: [e, '1']}", "train.steps": 1},
+    "sft": {"objective.name": "sft", "train.steps": 1},
+    "pause": {"objective.name": "pause", "train.steps": 1},
+    "deterministic": {"objective.name": "deterministic", "train.steps": 1},
     "auto": {},
     "one_rank_learns": {"train.steps": 2},  # the other's groups are all dropped
     "nobody_learns": {"train.steps": 2},
@@ -67,6 +72,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train.save_in_background": False,
     },
     "elastic": {"train.save_every": 2, "train.save_in_background": False},
+    "other_prompts": {"rl.update.minibatches": 2, "train.steps": 3, "train.save_every": 1},
     "stopped": {"rl.update.minibatches": 2, "rl.update.passes": 2, "train.steps": 7},
 }
 
@@ -146,7 +152,7 @@ def settings(arguments: argparse.Namespace, name: str) -> config.Config:
         "run.name": name if name == "elastic" else f"{name}_{dist.get_world_size()}",
         "run.folder": arguments.folder,
         "data.train": arguments.shards,
-        "model.folder": arguments.export,
+        "model.folder": f"{arguments.exports}/{CASES[name].get('objective.name', 'amvl')}",
     }
     overrides = [f"{key}={value}" for key, value in (EVERYTHING | fixed | CASES[name]).items()]
     return config.load(Path("configs/quickstart_rl.yaml"), overrides)
@@ -165,9 +171,12 @@ def train(cfg: config.Config, stop_after: int | None = None, late: tuple[int, in
     if last:
         resume.restore_engine(last, engine)
         progress = Progress(**checkpoint.facts_of(last)["progress"])
-    stop = Late(kept, *late) if late else never()
     try:
-        loop.train(cfg, engine, prompts, processor, progress, kept, stop, watch(), last)
+        if late:  # with a watch of its own, which remembers that it was told
+            with Watch(cfg.watch, cfg.run.path, rank, ranks) as own:
+                loop.train(cfg, engine, prompts, processor, progress, kept, Late(kept, *late), own, last)
+        else:
+            loop.train(cfg, engine, prompts, processor, progress, kept, never(), watch(), last)
     except KeyboardInterrupt:
         assert stop_after
     dist.barrier()
@@ -200,6 +209,18 @@ def run_case(arguments: argparse.Namespace, name: str) -> Any:
         return found
     if name == "elastic":  # by two ranks, and then by one
         return train(cfg, stop_after=3 if dist.get_world_size() == 2 else None).found()
+    if name == "other_prompts":  # by the checkpoint of rank 0
+        first = train(cfg, stop_after=2).found()
+        path = cfg.run.path / "checkpoints/step_1/rollout_0.pt"
+        if dist.get_rank() == 0:
+            kept = torch.load(path, weights_only=False)
+            torch.save(kept | {"prompts": kept["prompts"][::-1]}, path)
+            sizes = cfg.run.path / "checkpoints/step_1/rank_0.json"
+            said = json.loads(sizes.read_text())
+            said["files"][path.name] = path.stat().st_size
+            sizes.write_text(json.dumps(said))
+        dist.barrier()
+        return [first, train(cfg).found()]
     if name == "broken":
         first = train(cfg, stop_after=5)
         return [first.found(), train(cfg).found()]
@@ -214,7 +235,7 @@ def run_case(arguments: argparse.Namespace, name: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("out", "shards", "export", "folder"):
+    for name in ("out", "shards", "exports", "folder"):
         parser.add_argument(name)
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--local_rank", type=int, default=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from tests.distributed.rl_ranks import CASES
 from tests.distributed.zygote import free_port
 
 ROOT = Path(__file__).parents[2]
-ALONE = ("gathered", "sharded", "optional", "constant_replay", "density_ratio", "reference")
+OTHERS = ("sft", "pause", "deterministic")
+ALONE = ("gathered", "sharded", "optional", "constant_replay", "density_ratio", "reference", *OTHERS)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +34,14 @@ def launch(
     folder = tmp_path_factory.mktemp("rl")
     eager = load_export(export_of("amvl"))
     eager.backbone.model.lm_head.weight.data[processor.latent_start].mul_(4)  # it asks for latents now and then
-    export = write(eager, eager.state_dict(), processor, {"name": "amvl"}, folder / "export")
+    write(eager, eager.state_dict(), processor, {"name": "amvl"}, folder / "exports/amvl")
+    for objective in OTHERS:
+        shutil.copytree(export_of(objective), folder / "exports" / objective)
 
     def run(ranks: int, *cases: str) -> list[Any]:
         launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks)]
         launcher += ["--master_port", str(free_port()), "--module", "tests.distributed.rl_ranks"]
-        command = [*launcher, folder / "out.json", tiny_shards, export, folder / "runs", *cases]
+        command = [*launcher, folder / "out.json", tiny_shards, folder / "exports", folder / "runs", *cases]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -113,8 +117,8 @@ def test_both_ways_to_hold_the_weights_draw_the_same(two: list[Any]) -> None:
 def test_some_completions_ask_for_latents(two: list[Any]) -> None:
     places = [at for group in groups(two, "optional").values() for at in group["at"]]
     assert {None, 1, 2} <= set(places)
-    always = {at for group in groups(two, "gathered").values() for at in group["at"]}
-    assert always == {0}
+    for case, wanted in (("gathered", 0), ("pause", 0), ("deterministic", 0), ("sft", None)):
+        assert {at for group in groups(two, case).values() for at in group["at"]} == {wanted}
 
 
 def test_texts_that_end_a_completion(two: list[Any]) -> None:
@@ -203,6 +207,15 @@ def test_one_rank_goes_on_where_two_were(two: list[Any], one: Any) -> None:
     same = [ours[key]["ids"] == theirs[key]["ids"] for key in ours]
     assert sum(same) >= len(same) - 1  # weights differ in their last digits, and so may a token
     assert rest["norms"][0] == pytest.approx(whole["norms"][2], rel=0.05)
+
+
+def test_a_rollout_of_other_prompts_is_given_up(two: list[Any]) -> None:
+    """By all ranks, where one finds that: a new one begins with the prompts that are next."""
+    for rank in two:
+        first, second = rank["other_prompts"]
+        assert len(first["rollouts"]) == 1 and len(second["rollouts"]) == 1
+        assert second["rollouts"][0].keys() == first["rollouts"][0].keys()
+        assert [len(part["steps"]) for part in (first, second)] == [2, 2]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(two: list[Any]) -> None:

@@ -8,19 +8,22 @@ import torch
 from data.processor import Encoded
 from model.attention import SDPA, BackEnd
 from model.batch import collate
+from model.branches import lay_out
 from model.build import FAMILIES
+from model.completion import Completion
 from model.generate import Decoding, Thinking, generate
 from model.latent_vlm import LatentVLM, Weights
+from model.policy import Old, Policy, Reading, Step, measure, update
 from model.target_loss import CHUNK, TargetLoss
 from tests.gpu.places import back_end, everywhere
-from tests.tiny import MARKERS, encoded, mixed_samples, tiny_model
+from tests.tiny import MARKERS, Model, encoded, mixed_samples, tiny_model
 
 WEIGHTS = Weights(beta=0.7, gamma=0.4, per_token=0.05, per_nat=0.03)
 # Short ones, and two that cross the kernels' blocks in the language model and in the vision tower.
 SAMPLES = [*mixed_samples(), encoded("large", [(20, 16), (8, 12)], 90, 70), encoded("words", [], 300, 33)]
 
 
-def run_on(model: LatentVLM, attention: BackEnd, device: str, dtype: torch.dtype) -> LatentVLM:
+def run_on(model: Model, attention: BackEnd, device: str, dtype: torch.dtype) -> Model:
     """A copy of a model on a back end and a device; its weights in a precision, its buffers in fp32, as in training."""
     model = copy.deepcopy(model)
     model.backbone = type(model.backbone)(model.backbone.model, attention, attention)
@@ -69,6 +72,40 @@ def test_loss_and_gradients_are_as_close_to_fp32_as_with_sdpa(
     print(f"error in bf16 {size / usual:.2f} times that of sdpa; {worst}: {ours[worst]:.1e}, sdpa {theirs[worst]:.1e}")
     assert size <= 1.5 * usual
     assert ours[worst] <= 3 * max(theirs[worst], usual_one)  # single tensors differ by chance
+
+
+def completions(model: Policy, device: str) -> dict[str, torch.Tensor]:
+    """What is measured of completions, and the gradients of an update on them, in float64."""
+    made = [
+        [Completion((*range(30, 30 + 3 * n + i), 7), True, 0, f"{n} {i}", ()) for i in range(3)]
+        for n in range(len(SAMPLES))
+    ]
+    branches = lay_out(SAMPLES, made, model.recipe, model.config, model.backbone, MARKERS).to(device)
+    reading = Reading(1.0, 1.0, frozenset([0, 2]))
+    seen = measure(model, branches, reading)
+    advantages = torch.linspace(-1, 1, branches.completions, device=device)
+    old = Old(advantages, seen.logps - 0.1, seen.logps + 0.1, seen.z, seen.mean, seen.log_sigma)
+    losses, (sums, _) = update(model, branches, reading, old, Step(0.05, (0.2, 0.2), 0.3, "density_ratio"))
+    for loss in losses:
+        loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = {"logps": seen.logps, "entropy": seen.entropy, "masses": seen.masses, "policy": sums[:1], **gradients}
+    return {n: x.double() for n, x in found.items()}
+
+
+@everywhere
+def test_completions_are_as_close_to_fp32_as_with_sdpa(name: str) -> None:
+    """Measured, attention to latents and images included, and learned from."""
+    fused, device = back_end(name)
+    model = tiny_model(kind=Policy)
+    exact = completions(run_on(model, SDPA, device, torch.float32), device)
+    ours, theirs = (
+        differences(completions(run_on(model, b, device, torch.bfloat16), device), exact) for b in (fused, SDPA)
+    )
+    for what in ("logps", "entropy", "masses"):
+        assert ours[what] <= max(0.02, 3 * theirs[what]), what
+    size, usual = (sum(x**2 for x in found.values()) ** 0.5 for found in (ours, theirs))
+    assert size <= 1.5 * usual
 
 
 def lively(family: str) -> LatentVLM:

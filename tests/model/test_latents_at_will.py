@@ -104,6 +104,21 @@ def test_asked_latents_do_not_depend_on_the_batch(eager_to_think, items, process
         assert [r.logps for r in a] == [pytest.approx(r.logps, abs=1e-4) for r in b]
 
 
+def test_a_rank_that_is_done_asks_for_nothing(eager_to_think, items, processor) -> None:
+    """While it keeps step it draws tokens that are no part of any reply, start marks among them."""
+    decoding = Decoding(frozenset({processor.end}), MOST, TEMPERATURE)
+    for number, item in enumerate(items[:12]):
+        rounds: list[bool] = []
+
+        def others(own: bool, rounds: list[bool] = rounds) -> bool:
+            rounds.append(own)
+            return len(rounds) < 40
+
+        arguments = (eager_to_think, [item], markers_of(processor), decoding, Thinking("optional"))
+        assert generate(*arguments, others) == generate(*arguments), number
+        assert len(rounds) == 40
+
+
 def test_a_second_start_mark_is_a_word_like_others(eager_to_think, items, processor) -> None:
     found = replies(eager_to_think, items, processor, Thinking("optional"), temperature=TEMPERATURE)
     twice = [r for (r,) in found if r.ids.count(processor.latent_start) > 1]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from trainer.rl.group import Group
 
+DROPPED = ("invalid", "filtered", "equal")  # why a group can be
 EPSILON = 1e-6  # rewards that spread less are equal
 
 

@@ -1,8 +1,8 @@
 """The settings of reinforcement learning: rollouts and updates; rewards and groups have theirs beside them."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from data.sample import UserError
 from model.build import latent_facts
@@ -33,7 +33,7 @@ class RolloutConfig(BaseModel):
     slots: Literal["always", "optional"] = Field(
         "always", description="always: latents before the completion; optional: where it writes the start mark itself"
     )
-    stop: tuple[str, ...] = Field((), description="texts that end a completion")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="texts that end a completion")
     weights: Literal["auto", "gathered", "sharded"] = Field(
         "auto",
         description="gathered: every rank has all weights for a rollout; sharded: gathered layer by layer, the ranks "
@@ -74,17 +74,16 @@ class RLConfig(BaseModel):
     update: UpdateConfig = UpdateConfig()
     pages: int = Field(20, ge=0, description="rollouts from one page of completions to the next; 0: none")
 
-    @model_validator(mode="after")
-    def _densities_exist(self) -> "RLConfig":
-        if self.update.latents == "density_ratio" and not self.rollout.latent_temperature:
-            raise ValueError(
-                "update.latents density_ratio with rollout.latent_temperature 0 has no density; set it above 0"
-            )
-        return self
-
     @property
     def steps_per_rollout(self) -> int:
         return self.update.minibatches * self.update.passes
+
+
+def completion_cost(config: "Config") -> int:
+    """Tokens of the longest completion behind its prompt: the prior's slots, latents with their marks, and text."""
+    assert config.rl
+    slots = 0 if config.objective.recipe.latents == "none" else config.latent.slots
+    return 2 * slots + 2 + config.rl.rollout.max_new_tokens
 
 
 def check(config: "Config", ranks: int) -> int:
@@ -122,6 +121,22 @@ def check(config: "Config", ranks: int) -> int:
         raise RLError(
             f"rl.update.latents is {update.latents}, and objective.name {config.objective.name} has no latents; "
             "leave it out"
+        )
+    if update.latents == "density_ratio" and not rollout.latent_temperature:
+        raise RLError(
+            "rl.rollout.latent_temperature is 0, and rl.update.latents density_ratio: no spread has no density; set it "
+            "above 0"
+        )
+    most = completion_cost(config)
+    if most >= config.train.tokens:
+        raise RLError(
+            f"train.tokens is {config.train.tokens}, and a completion with latents takes up to {most}: no room for a "
+            "prompt; raise it or lower rl.rollout.max_new_tokens"
+        )
+    if rollout.completions * most >= rollout.tokens:
+        raise RLError(
+            f"rl.rollout.tokens is {rollout.tokens}, and {rollout.completions} completions of a prompt take up to "
+            f"{rollout.completions * most}; raise it, or lower rl.rollout.completions or max_new_tokens"
         )
     if recipe.latents != "posterior" and update.latents == "density_ratio":
         raise RLError(

@@ -47,6 +47,11 @@ class Group:
         return [i for i, reward in enumerate(self.rewards) if math.isfinite(reward)]
 
 
+def kept(groups: Sequence[Group]) -> list[Group]:
+    """Those that are learned from."""
+    return [group for group in groups if group.dropped is None]
+
+
 class Piece(NamedTuple):
     """Completions of one micro-step: of each group some."""
 

@@ -11,7 +11,7 @@ from deepspeed import DeepSpeedEngine
 from model.policy import SUMS, Policy, Step, update
 from trainer.config import Config
 from trainer.engine import take_step
-from trainer.rl.group import Piece
+from trainer.rl.group import Piece, kept
 from trainer.rl.rollout import Rollouts
 from trainer.rl.underway import Underway
 from trainer.rl.weights import over_ranks
@@ -46,16 +46,17 @@ def learn(config: Config, engine: DeepSpeedEngine, rollouts: Rollouts, now: Unde
     """Take the next step on a rollout. Where nothing is left to learn from on any rank, weights and optimizer rest."""
     assert config.rl
     started, settings = time.perf_counter(), config.rl.update
-    kept = [group for group in now.groups if group.dropped is None]
-    mine = rollouts.learnable(kept[now.done % settings.minibatches :: settings.minibatches])
+    groups = kept(now.groups)[now.done % settings.minibatches :: settings.minibatches]
+    mine = rollouts.learnable(groups)
     now.done += 1
     drawn = [one for piece in mine for one in piece.seen]
     counted = sum(
         len(one.logps) + (one.z.shape[:2].numel() if settings.latents == "density_ratio" else 0) for one in drawn
     )
     total = over_ranks(engine.device, counted, dist.ReduceOp.SUM)
-    samples = [group.prompt.sample.place for piece in mine for group in piece.groups]
+    samples = [group.prompt.sample.place for group in groups]
     if not total:
+        engine.lr_scheduler.step()  # it goes by steps, as the weights of the reward do
         return Learned(dict.fromkeys(SUMS, 0.0), 0.0, settings.kl, 0, False, time.perf_counter() - started, samples)
     clip, tokens = (settings.clip_below, settings.clip_above), 0
 

@@ -15,6 +15,7 @@ from trainer.ledger import Ledger
 from trainer.profiler import Profiler
 from trainer.rl import underway as states
 from trainer.rl.learn import learn
+from trainer.rl.pace import Pace
 from trainer.rl.report import RLReporter
 from trainer.rl.rollout import Rollouts
 from trainer.rl.underway import Underway
@@ -43,14 +44,15 @@ def train(
     profiler, ledger = Profiler(config, rank), Ledger(config.run.path / "samples", rank)
     # Losses are around 0 whatever happens, so that none of them stands out.
     health = Health(config.health.model_copy(update={"spike": 0.0}), config.run.path, rank)
-    first = saved = progress.step
-    stopping, broken_off, now = False, False, states.restored(last, prompts, config)
+    first = progress.step
+    stopping, broken_off, now = False, False, states.restored(last, prompts, config, engine.device)
     with contextlib.closing(prompts):
         while progress.step < config.train.steps and not stopping:
             before = prompts.state()
             if now is None:
-                share, going = progress.step / config.train.steps, _Going(stop, watch, progress.step + 1)
-                groups = rollouts.draw(next(prompts), progress.rollouts, share, going)
+                share, pace = progress.step / config.train.steps, Pace(stop, watch, progress.step + 1)
+                pace.at("data")
+                groups = rollouts.draw(next(prompts), progress.rollouts, share, pace)
                 stopping = broken_off = groups is None
                 if groups is not None:
                     now = Underway(before, groups)
@@ -58,7 +60,7 @@ def train(
                     reporter.rollout(progress, groups, rollouts.seconds, before["counts"])
             if now is not None:
                 with profiler.step(progress.step + 1):
-                    watch.at(progress.step + 1, "update")
+                    watch.at(progress.step + 1, "step")
                     step = learn(config, engine, rollouts, now)
                 progress.step += 1
                 progress.skipped += step.skipped
@@ -75,22 +77,9 @@ def train(
                 saver.settle(*(over_ranks(engine.device, x, dist.ReduceOp.SUM) for x in saver.status()))
                 stopping = over_ranks(engine.device, stop.reason is not None) > 0
             last_step = progress.step == config.train.steps
-            if progress.step > saved and (stopping or last_step or progress.step % config.train.save_every == 0):
+            if progress.step > first and (stopping or last_step or progress.step % config.train.save_every == 0):
                 watch.at(progress.step, "save")
                 stream = now.before if now else before if broken_off else prompts.state()
                 saver.save(progress.step, stream, reporter.facts(progress), states.files(now, rank))
-                saved = progress.step
         if progress.step > first:
             saver.close(progress.step)
-
-
-class _Going:
-    """Whether a rollout goes on: asked at every token, which also tells the watch that it does."""
-
-    def __init__(self, stop: Stop, watch: Watch, step: int) -> None:
-        self.stop, self.watch, self.step, self.tokens = stop, watch, step, 0
-
-    def __call__(self) -> bool:
-        self.tokens += 1
-        self.watch.at(self.step, f"rollout, token {self.tokens}")
-        return self.stop.reason is None

@@ -10,13 +10,11 @@ from deepspeed.accelerator import get_accelerator
 
 from trainer.checkpoint import Progress
 from trainer.report import Reporter, peak_bytes
-from trainer.rl.advantages import attention_share
+from trainer.rl.advantages import DROPPED, attention_share
 from trainer.rl.group import Group
 from trainer.rl.learn import Learned
 from trainer.rl.page import write_page
 from trainer.rl.weights import over_ranks
-
-DROPPED = ("invalid", "filtered", "equal")
 
 
 class RLReporter(Reporter):

@@ -21,7 +21,8 @@ from model.latent import LatentConfig
 from model.policy import Measured, Policy, Reading, measure
 from trainer.config import Config
 from trainer.rl.advantages import advantages
-from trainer.rl.group import Costs, Group, Piece, Seen, pieces
+from trainer.rl.group import Costs, Group, Piece, Seen, kept, pieces
+from trainer.rl.pace import Pace
 from trainer.rl.reference import Reference
 from trainer.rl.rewards import rate
 from trainer.rl.weights import over_ranks, weights_of
@@ -48,28 +49,26 @@ class Rollouts:
         self.thinking = _thinking(self.recipe.latents, rollout.slots, spread, rollout.completions)
         slots = 0 if self.recipe.latents == "none" else config.latent.slots
         self.costs = Costs(config.train.tokens, slots, self.recipe.rounds == 2)
-        self.weights = weights_of(engine, rollout.weights)
         self.reference = Reference(config) if self.config.update.kl else None
+        self.weights = weights_of(engine, rollout.weights)  # beside the reference
         latents = self.recipe.latents != "none" and rollout.slots == "always"
         self.nothing = _nothing(processor, config.latent, latents)
         self.seconds: dict[str, float] = {}  # that the phases of the last rollout took
 
-    def draw(
-        self, prompts: list[Encoded], number: int, share: float, going: Callable[[], bool] = lambda: True
-    ) -> list[Group] | None:
+    def draw(self, prompts: list[Encoded], number: int, share: float, pace: Pace) -> list[Group] | None:
         """The groups of this rank's prompts, when `share` of the steps is done. None: a rank was told to stop.
 
-        All random numbers are named by the run's seed, the rollout's number and the samples. `going`, which is asked at
-        every token, says whether to go on.
+        All random numbers are named by the run's seed, the rollout's number and the samples.
         """
         self.seconds = {}
         with self.weights.ready() as policy:
             with self._timed("rollout"):
-                groups = self._completions(policy, prompts, number, going)
-            if over_ranks(self.engine.device, not going()):
+                groups = self._completions(policy, prompts, number, pace)
+                stopped = over_ranks(self.engine.device, self.weights.stopped)  # waits for the slowest rank, too
+            if stopped:
                 return None
             with self._timed("measure"):
-                found = self._measured(policy, groups)
+                found = self._measured(policy, groups, pace)
         seen = iter(found)
         for group in groups:
             group.seen = [next(seen) for _ in group.completions]
@@ -77,12 +76,11 @@ class Rollouts:
             advantages(group, self.config.groups)
         if self.reference:
             with self._timed("reference"):
-                self._compare(self.reference, groups)
+                self._compare(self.reference, groups, pace)
         return groups
 
-    def learnable(self, groups: list[Group]) -> list[Piece]:
-        """What an update of these groups goes through: valid completions of groups that are not dropped."""
-        kept = [group for group in groups if group.dropped is None]
+    def learnable(self, kept: list[Group]) -> list[Piece]:
+        """What an update of groups that are not dropped goes through: their valid completions."""
         return pieces(kept, [group.valid for group in kept], self.costs)
 
     def lay_out(self, model: Policy, piece: Piece) -> Branches:
@@ -97,9 +95,9 @@ class Rollouts:
         return some + [self.nothing] * (most - len(some))
 
     def _completions(
-        self, policy: Callable[[Any], Any], prompts: list[Encoded], number: int, going: Callable[[], bool]
+        self, policy: Callable[[Any], Any], prompts: list[Encoded], number: int, pace: Pace
     ) -> list[Group]:
-        """Groups of new completions, in the order of their prompts."""
+        """Groups of new completions, in the order of their prompts; some of them, where a rank was told to stop."""
         rollout, seed = self.config.rollout, f"{self.seed}/rollout {number}"
         stopped = partial(self.processor.holds, stops=rollout.stop) if rollout.stop else None
         ends = frozenset([self.processor.end])
@@ -108,6 +106,8 @@ class Rollouts:
         count = int(over_ranks(self.engine.device, len(batches))) if self.weights.in_step else len(batches)
         found: dict[int, Group] = {}
         for batch in batches + [[]] * (count - len(batches)):
+            if self.weights.stopped:
+                break
             items = [prompts[n] for n in batch] or [self.nothing.groups[0].prompt]
             work = partial(
                 generate,
@@ -115,14 +115,14 @@ class Rollouts:
                 markers=self.markers,
                 decoding=decoding if batch else replace(decoding, most=1),
                 thinking=self.thinking,
-                together=lambda own: self.weights.together(own and going()),
+                together=lambda own: self.weights.together(own, pace.token()),
             )
             for n, replies in zip(batch, policy(work), strict=False):
                 made = [_completion(reply, draw_name(seed, draw)) for draw, reply in enumerate(replies)]
                 found[n] = Group(
                     prompts[n], made, [self.processor.before(reply.ids, rollout.stop) for reply in replies]
                 )
-        return [found[n] for n in range(len(prompts))]
+        return [found[n] for n in sorted(found)]
 
     def _batches(self, prompts: list[Encoded]) -> list[list[int]]:
         """Numbers of prompts, the longest first, in batches of at most `tokens` tokens."""
@@ -139,11 +139,12 @@ class Rollouts:
             room -= cost
         return batches
 
-    def _measured(self, policy: Callable[[Any], Any], groups: list[Group]) -> list[Seen]:
+    def _measured(self, policy: Callable[[Any], Any], groups: list[Group], pace: Pace) -> list[Seen]:
         """What the policy that drew them says of all completions."""
         some = pieces(groups, [list(range(len(group.completions))) for group in groups], self.costs)
         found: list[Seen] = []
-        for piece in self.padded(some) if self.weights.in_step else some:
+        for number, piece in enumerate(self.padded(some) if self.weights.in_step else some):
+            pace.at("measure", number)
             branches, measured = policy(partial(self._measure, piece=piece))
             if piece is not self.nothing:
                 found += _seen(branches, measured)
@@ -153,7 +154,7 @@ class Rollouts:
         branches = self.lay_out(model, piece)
         return branches, measure(model, branches, self.reading)
 
-    def _compare(self, reference: Reference, groups: list[Group]) -> None:
+    def _compare(self, reference: Reference, groups: list[Group], pace: Pace) -> None:
         """Note the reference's log-probabilities of what will be learned from.
 
         With the recorded noise, or the recorded latents where these are what an update takes.
@@ -166,7 +167,8 @@ class Rollouts:
             z = None if again else piece.old.z.to(model.scale.device)
             return measure(model, branches, reading, z).logps.cpu()
 
-        for piece in self.padded(self.learnable(groups)):
+        for number, piece in enumerate(self.padded(self.learnable(kept(groups)))):
+            pace.at("reference", number)
             found = reference(partial(logps, piece=piece))
             if piece is self.nothing:
                 continue

@@ -12,9 +12,11 @@ import deepspeed.comm as dist
 import torch
 
 from data.pack import Prompts
+from data.processor import Encoded
 from trainer.checkpoint import facts_of
 from trainer.config import Config
 from trainer.rl.group import Group
+from trainer.rl.weights import over_ranks
 
 
 @dataclass
@@ -31,24 +33,35 @@ def files(now: Underway | None, rank: int) -> dict[str, Any]:
     if now is None:
         return {}
     groups = [replace(group, prompt=None) for group in now.groups]  # type: ignore[arg-type]
-    return {_file(rank): {"groups": groups, "done": now.done}}
+    prompts = [_name(group.prompt) for group in now.groups]
+    return {_file(rank): {"groups": groups, "prompts": prompts, "done": now.done}}
 
 
-def restored(last: Path | None, prompts: Prompts, config: Config) -> Underway | None:
-    """What a checkpoint had underway, with its prompts drawn again. None between rollouts, and where the ranks or the
-    size of a rollout are others: then a new one begins with the same prompts.
+def restored(last: Path | None, prompts: Prompts, config: Config, device: torch.device) -> Underway | None:
+    """What a checkpoint had underway, with its prompts drawn again. None between rollouts, and where prompts, ranks or
+    the size of a rollout are others: then a new one begins with the next prompts. Collective.
     """
     assert config.rl
-    if last is None or not (last / _file(dist.get_rank())).is_file():
+    if last is None:
         return None
-    ranks = dist.get_world_size()
-    kept = torch.load(last / _file(dist.get_rank()), weights_only=False)
-    same = len(kept["groups"]) * ranks == config.rl.rollout.prompts and facts_of(last)["ranks"] == ranks
-    if not same or kept["done"] >= config.rl.steps_per_rollout:
+    path, ranks = last / _file(dist.get_rank()), dist.get_world_size()
+    kept = torch.load(path, weights_only=False) if path.is_file() else None
+    fits = (
+        kept is not None
+        and facts_of(last)["ranks"] == ranks
+        and kept["done"] < config.rl.steps_per_rollout
+        and kept["prompts"] == [_name(prompt) for prompt in prompts.peek()]
+    )
+    if over_ranks(device, not fits):
         return None
+    assert kept
     before = prompts.state()
     groups = [replace(group, prompt=prompt) for group, prompt in zip(kept["groups"], next(prompts), strict=True)]
     return Underway(before, groups, kept["done"])
+
+
+def _name(prompt: Encoded) -> tuple[str, int]:
+    return prompt.sample.place, prompt.sample.epoch
 
 
 def _file(rank: int) -> str:

@@ -26,19 +26,25 @@ class Sharded:
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self.engine = engine
+        self.stopped = False  # while it was ready last
 
     @contextmanager
     def ready(self) -> "Iterator[Callable[[Work[Any]], Any]]":
         """Something that gives work the policy."""
+        self.stopped = False
         self.engine.eval()
         try:
             yield self.engine
         finally:
             self.engine.train()
 
-    def together(self, own: bool) -> bool:
-        """Whether any rank says so."""
-        return over_ranks(self.engine.device, own) > 0
+    def together(self, own: bool, going: bool) -> bool:
+        """Whether any rank has something to do, and none was told to stop."""
+        told = torch.tensor([float(own), float(not going)], device=self.engine.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        some, stopped = told.tolist()
+        self.stopped = self.stopped or stopped > 0
+        return some > 0 and not self.stopped
 
 
 class Gathered:
@@ -48,19 +54,23 @@ class Gathered:
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self.engine = engine
+        self.stopped = False
         self.twin = twin(engine.module, Policy).eval()
 
     @contextmanager
     def ready(self) -> "Iterator[Callable[[Work[Any]], Any]]":
         """The same."""
+        self.stopped = False
         self._fill()
         try:
             yield self.twin
         finally:
             self.twin.to("meta")  # its memory is the training's again
 
-    def together(self, own: bool) -> bool:
-        return own
+    def together(self, own: bool, going: bool) -> bool:
+        """The same of this rank."""
+        self.stopped = self.stopped or not going
+        return own and not self.stopped
 
     def _fill(self) -> None:
         """Gather every weight once, one after the other. Collective."""

@@ -39,6 +39,21 @@ def test_prompts_are_shared_by_the_ranks(export_of: Callable[[str], Path]) -> No
         ),
         ("pause", {"rl.update.latents": "constant_replay"}, "and objective.name pause has no latents; leave it out"),
         ("deterministic", {"rl.update.latents": "density_ratio"}, "set it to eps_replay or constant_replay"),
+        (
+            "amvl",
+            {"train.tokens": 12},
+            "a completion with latents takes up to 12: no room for a ",
+        ),
+        (
+            "amvl",
+            {"rl.rollout.tokens": 96},
+            "is 96, and 8 completions of a prompt take up to 96; raise",
+        ),
+        (
+            "amvl",
+            {"rl.update.latents": "density_ratio", "rl.rollout.latent_temperature": 0},
+            "set it above 0",
+        ),
         ("amvl", {"latent.slots": 4}, "'slots': 4, 'width': 8, 'head_width': 16}; set latent to the export's"),
         ("amvl", {"objective.name": "sft"}, "set objective to the export's"),
     ],
@@ -58,7 +73,7 @@ def test_a_model_without_latent_parts_is_no_start(tiny_backbone: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"rl.update.latents": "density_ratio", "rl.rollout.latent_temperature": 0}, "has no density; set it above 0"),
+        ({"rl.rollout.stop": "['']"}, "rl.rollout.stop.0: '': String should have at least 1 character"),
         ({"rl.rollout.completions": 1}, "rl.rollout.completions: 1: Input should be greater than or equal to 2"),
         ({"rl.rollout.temperature": 0}, "rl.rollout.temperature: 0: Input should be greater than 0"),
         (
