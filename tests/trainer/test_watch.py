@@ -56,16 +56,30 @@ def test_a_long_save_is_no_stall(tmp_path: Path):
     assert all("watch: " not in output and "well" in output for output in outputs)
 
 
+def test_a_long_rollout_is_no_stall_and_a_stop_reaches_all_ranks(tmp_path: Path):
+    """Token by token it gets further; then one rank is told to stop."""
+    codes, outputs = ranks("draws", tmp_path)
+    assert codes == [0, 0, 0]
+    assert all("watch: " not in output and "stops and well" in output.replace("\n", " and ") for output in outputs)
+
+
+def test_a_rollout_that_stands_still_is_named(tmp_path: Path):
+    codes, outputs = ranks("rollout", tmp_path)
+    assert codes == [1, 1, 1]
+    assert "watch: no rank got further for 2 s; rank 1 (" in outputs[0] and "is still at step 7, rollout" in outputs[0]
+
+
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        (Rank(1, "b", 2, (5, "step"), stacks={}), "does not answer"),
-        (Rank(1, "b", 2, (4, "save"), stacks=WORKING), "is still at step 4, save"),
-        (Rank(1, "b", 2, (5, "step"), stacks=WORKING), "is not in a collective"),
+        (Rank(1, "b", 2, (5, "step", 0), stacks={}), "does not answer"),
+        (Rank(1, "b", 2, (4, "save", 0), stacks=WORKING), "is still at step 4, save"),
+        (Rank(1, "b", 2, (5, "step", 0), stacks=WORKING), "is not in a collective"),
+        (Rank(1, "b", 2, (5, "step", -1), stacks=WORKING), "is not in a collective"),  # ranks draw at their own pace
     ],
 )
 def test_who_keeps_the_others_waiting(second: Rank, words: str):
-    others = [Rank(number, "a", 1, (5, "step"), stacks=WAITING) for number in (0, 2)]
+    others = [Rank(number, "a", 1, (5, "step", 0), stacks=WAITING) for number in (0, 2)]
     late, why = suspects([others[0], second, others[1]])
     assert late == [second] and words in why
     assert suspects(others) == (others, "are all at the same place")

@@ -21,6 +21,19 @@ def main() -> None:
         watch.at(7, "data")
         if how == "data" and rank == 1:
             time.sleep(60)
+        watch.at(7, "rollout", 1)
+        if how == "rollout" and rank == 1:
+            time.sleep(60)
+        for token in range(50 if how == "draws" else 0):  # longer than a stall may be
+            watch.at(7, "rollout", token)
+            time.sleep(0.1)
+        if how == "draws":
+            if rank == 1:
+                watch.ask_to_stop()
+            until = time.monotonic() + 20
+            while not watch.stop_asked and time.monotonic() < until:
+                time.sleep(0.05)
+            print("stops" if watch.stop_asked else "does not stop")
         watch.at(7, "step")
         if how == "fails" and rank == 2:
             raise ValueError("this one is to blame")
