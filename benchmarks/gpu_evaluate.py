@@ -25,9 +25,10 @@ from benchmarks.record import RESULTS, Row, emit, row
 from benchmarks.reference import plain_copy
 from data.processor import Encoded
 from model.batch import collate
-from model.generate import Decoding, Thinking, generate, score
+from model.generate import Decoding, generate, score
 from model.latent_vlm import LatentVLM
 from model.objective import RECIPES
+from model.thinking import Thinking
 
 OFF, MEAN, VOTES = Thinking("off"), Thinking(), Thinking("vote", draws=8)
 LETTERS = [[20], [21], [22], [23]]  # as options are in most tokenizers

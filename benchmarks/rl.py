@@ -27,8 +27,9 @@ from benchmarks.step import MARKERS, VOCABULARY, equal
 from data.processor import Encoded
 from model.branches import lay_out
 from model.completion import Completion
-from model.generate import Decoding, Thinking, draw_name, generate
+from model.generate import Decoding, generate
 from model.policy import Old, Policy, Reading, Step, measure, update
+from model.thinking import Thinking, draw_name
 
 READING, STEP = Reading(1.0, 1.0), Step(1e-3, (0.2, 0.2), 0.0, "eps_replay")
 Groups = tuple[list[Encoded], list[list[Completion]]]

@@ -15,8 +15,9 @@ from eval.predictions import Prediction, pack, unpack
 from eval.results import FREE
 from eval.settings import Settings
 from model.build import markers_of
-from model.generate import Decoding, Together, generate, prior_means, score
+from model.generate import Decoding, Together, generate, score
 from model.latent_vlm import LatentVLM
+from model.thinking import prior_means
 
 REPLY = 256  # tokens of a reply that a batch has room for; few are longer, and a batch that is too large is halved
 # As PyTorch says it of the CPU; the last is oneDNN's.

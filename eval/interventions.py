@@ -25,7 +25,7 @@ from eval.request import Folders, Request, chosen, folders, label, prompt_of, se
 from eval.workers import Workers
 from eval.zero3 import Ranks
 from model.batch import generator_of
-from model.generate import Thinking
+from model.thinking import Thinking
 
 LATENTS = {"removed": "off", "markers": "markers"}  # as a setting; in the other arms z is given
 GIVEN = ("unit_noise", "matched_noise", "other_item")

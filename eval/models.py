@@ -15,9 +15,9 @@ from data.processor import Processor
 from eval.settings import Settings
 from model.attention import choose
 from model.build import LATENT_FACTS, ModelError, check_weights, load_export, load_plain, read_architecture
-from model.generate import check
 from model.latent_vlm import LatentVLM
 from model.objective import RECIPES, Recipe
+from model.thinking import check
 
 PIECES, PIECE = 16, 2**20  # of a weight file are looked at to tell it from others
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from data.sample import UserError
 from model.attention import Choice
-from model.generate import FORMS, Thinking
+from model.thinking import FORMS, Thinking
 
 
 class SettingsError(UserError):

@@ -23,7 +23,8 @@ from eval.models import Model, find_model
 from eval.predictions import Prediction
 from eval.results import FREE
 from eval.settings import Settings
-from model.generate import Decoding, Thinking, generate
+from model.generate import Decoding, generate
+from model.thinking import Thinking
 from tests.eval.scarce import OPTIONS, packed
 
 ROOT = Path(__file__).parents[2]

@@ -27,8 +27,9 @@ from eval.predictions import pack, unpack
 from eval.request import Request
 from eval.results import read_results
 from eval.settings import Settings
-from model.generate import Decoding, Thinking, generate, prior_means, score
+from model.generate import Decoding, generate, score
 from model.latent import Injection
+from model.thinking import Thinking, prior_means
 from tests.eval.benchmarks.layouts import write_blink
 from tests.eval.commands import call, check, lines_of, refused, small_tsv
 

@@ -19,7 +19,7 @@ from eval.settings import Settings
 from model.attention import AttentionError
 from model.backbones.qwen2_5_vl import Qwen2_5VL
 from model.build import ModelError
-from model.generate import ThoughtError
+from model.thinking import ThoughtError
 from tests.conftest import PIXELS
 from tests.refusal import refusal
 

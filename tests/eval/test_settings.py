@@ -10,7 +10,7 @@ from eval.judge import JudgeConfig
 from eval.request import Request, label, reading
 from eval.results import FREE
 from eval.settings import Settings
-from model.generate import Thinking
+from model.thinking import Thinking
 
 
 @pytest.mark.parametrize(

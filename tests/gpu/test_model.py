@@ -11,10 +11,11 @@ from model.batch import collate
 from model.branches import lay_out
 from model.build import FAMILIES
 from model.completion import Completion
-from model.generate import Decoding, Thinking, generate
+from model.generate import Decoding, generate
 from model.latent_vlm import LatentVLM, Weights
 from model.policy import Old, Policy, Reading, Step, measure, update
 from model.target_loss import CHUNK, TargetLoss
+from model.thinking import Thinking
 from tests.gpu.places import back_end, everywhere
 from tests.tiny import MARKERS, Model, encoded, mixed_samples, tiny_model
 

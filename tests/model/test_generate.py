@@ -13,9 +13,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from data.processor import Encoded, Processor
 from model.attention import SDPA, BackEnd, Round, packed_attention
 from model.build import markers_of
-from model.generate import Decoding, Reply, Thinking, ThoughtError, generate, score
+from model.generate import Decoding, Reply, generate, score
 from model.latent_vlm import LatentVLM
 from model.layout import PREFIX, next_round
+from model.thinking import Thinking, ThoughtError
 from tests.attention import SHAPES, DenseKernel, Layer, dense, two_rounds
 from tests.refusal import refusal
 
@@ -133,7 +134,7 @@ def test_votes_are_draws(model_of, items, processor) -> None:
 def test_scores_of_draws_are_those_of_their_mixture(model_of, items, processor, monkeypatch) -> None:
     model = model_of("amvl")
     mixed = scores(model, items, processor, VOTE)
-    from model import generate as module
+    from model import thinking as module
 
     single = []
     noise_of = module.noise_of

@@ -11,8 +11,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from data.processor import Encoded, Processor
 from model.batch import noise_of
 from model.build import load_export, markers_of
-from model.generate import Decoding, Reply, Thinking, ThoughtError, draw_name, generate, prior_means, score
+from model.generate import Decoding, Reply, generate, score
 from model.latent_vlm import LatentVLM
+from model.thinking import Thinking, ThoughtError, draw_name, prior_means
 from tests.model.test_generate import image_places, plain_model
 from tests.refusal import refusal
 

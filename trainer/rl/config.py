@@ -89,45 +89,59 @@ def completion_cost(config: "Config") -> int:
 def check(config: "Config", ranks: int) -> int:
     """The prompts of a rollout per rank. RLError for what does not fit together."""
     assert config.rl
-    rollout, update, recipe = config.rl.rollout, config.rl.update, config.objective.recipe
-    if config.train.accumulation != 1:
-        raise RLError(
-            f"train.accumulation is {config.train.accumulation}: an update takes as many micro-steps of train.tokens "
-            "as it needs; set it to 1, and rl.update.minibatches for more steps"
-        )
+    _fits_model(config)
+    _fits_budgets(config)
+    rollout, update = config.rl.rollout, config.rl.update
     if rollout.prompts % ranks:
         raise RLError(
             f"rl.rollout.prompts is {rollout.prompts}, for {ranks} ranks with as many each; set it to a multiple"
         )
-    facts = latent_facts(config.model.folder)
-    for name, there, here in (
-        ("latent", facts["latent"], config.latent.model_dump()),
-        ("objective", facts["recipe"], vars(recipe)),
-    ):
-        if there != here:
-            raise RLError(
-                f"{config.model.folder}: its {name} is {there}, and that of the run {here}; set {name} to the export's"
-            )
     mine = rollout.prompts // ranks
     if update.minibatches > mine:
         raise RLError(
             f"rl.update.minibatches is {update.minibatches}, more than the {mine} prompts of a rank; lower it"
         )
+    return mine
+
+
+def _fits_model(config: "Config") -> None:
+    """RLError unless model.folder has such latents, and they can be drawn and reinforced so."""
+    assert config.rl
+    rollout, update, recipe = config.rl.rollout, config.rl.update, config.objective.recipe
+    facts, name = latent_facts(config.model.folder), config.objective.name
+    for key, there, here in (
+        ("latent", facts["latent"], config.latent.model_dump()),
+        ("objective", facts["recipe"], vars(recipe)),
+    ):
+        if there != here:
+            raise RLError(
+                f"{config.model.folder}: its {key} is {there}, and that of the run {here}; set {key} to the export's"
+            )
     if recipe.rounds == 1 and rollout.slots == "optional":
-        raise RLError(
-            f"rl.rollout.slots is optional, and objective.name {config.objective.name} has no latents; set it to always"
-        )
+        raise RLError(f"rl.rollout.slots is optional, and objective.name {name} has no latents; set it to always")
     if recipe.rounds == 1 and update.latents != "eps_replay":
+        raise RLError(f"rl.update.latents is {update.latents}, and objective.name {name} has no latents; leave it out")
+    if update.latents == "density_ratio" and recipe.latents != "posterior":
         raise RLError(
-            f"rl.update.latents is {update.latents}, and objective.name {config.objective.name} has no latents; "
-            "leave it out"
+            f"rl.update.latents is density_ratio, and objective.name {name} has no trained spread; "
+            "set it to eps_replay or constant_replay"
         )
     if update.latents == "density_ratio" and not rollout.latent_temperature:
         raise RLError(
             "rl.rollout.latent_temperature is 0, and rl.update.latents density_ratio: no spread has no density; set it "
             "above 0"
         )
-    most = completion_cost(config)
+
+
+def _fits_budgets(config: "Config") -> None:
+    """RLError unless micro-steps and batches have room."""
+    assert config.rl
+    rollout, most = config.rl.rollout, completion_cost(config)
+    if config.train.accumulation != 1:
+        raise RLError(
+            f"train.accumulation is {config.train.accumulation}: an update takes as many micro-steps of train.tokens "
+            "as it needs; set it to 1, and rl.update.minibatches for more steps"
+        )
     if most >= config.train.tokens:
         raise RLError(
             f"train.tokens is {config.train.tokens}, and a completion with latents takes up to {most}: no room for a "
@@ -138,9 +152,3 @@ def check(config: "Config", ranks: int) -> int:
             f"rl.rollout.tokens is {rollout.tokens}, and {rollout.completions} completions of a prompt take up to "
             f"{rollout.completions * most}; raise it, or lower rl.rollout.completions or max_new_tokens"
         )
-    if recipe.latents != "posterior" and update.latents == "density_ratio":
-        raise RLError(
-            f"rl.update.latents is density_ratio, and objective.name {config.objective.name} has no trained spread; "
-            "set it to eps_replay or constant_replay"
-        )
-    return mine

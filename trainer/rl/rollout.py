@@ -16,9 +16,10 @@ from data.sample import Sample, Text
 from model.branches import Branches, lay_out
 from model.build import markers_of
 from model.completion import Completion
-from model.generate import Decoding, Reply, Thinking, draw_name, generate
+from model.generate import Decoding, Reply, generate
 from model.latent import LatentConfig
 from model.policy import Measured, Policy, Reading, measure
+from model.thinking import Thinking, draw_name
 from trainer.config import Config
 from trainer.rl.advantages import advantages
 from trainer.rl.group import Costs, Group, Piece, Seen, kept, pieces
