@@ -170,16 +170,21 @@ class _Chooser:
         """Of these branches, logits [len(branches), V]: tokens, and where they are drawn their log-probabilities."""
         if not self.decoding.temperature:
             return logits.argmax(-1).tolist(), [None] * len(branches)
-        share, order = (
-            (logits.float() / self.decoding.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
-        )
-        before = share.cumsum(-1) - share
-        some = share.where(before < self.decoding.top_p, 0.0)  # the likeliest always stays
+        share = (logits.float() / self.decoding.temperature).softmax(-1)
         level = torch.stack([torch.rand((), generator=self.generators[b], dtype=torch.float64) for b in branches])
-        sums = some.double().cumsum(-1)
+        # In the order of the vocabulary: in that of the shares, two that are all but equal may change places.
+        sums = self._nucleus(share).double().cumsum(-1)
         place = torch.searchsorted(sums, level.to(sums.device)[:, None] * sums[:, -1:], right=True)
         place = place.clamp(max=share.shape[1] - 1)
-        return order.gather(1, place)[:, 0].tolist(), share.gather(1, place)[:, 0].log().tolist()
+        return place[:, 0].tolist(), share.gather(1, place)[:, 0].log().tolist()
+
+    def _nucleus(self, share: Tensor) -> Tensor:
+        """Shares [rows, V] with zeros outside the smallest set of tokens that has top_p of them."""
+        if self.decoding.top_p == 1:
+            return share
+        ordered, order = share.sort(stable=True, dim=-1, descending=True)
+        inside = ordered.cumsum(-1) - ordered < self.decoding.top_p  # the likeliest always is
+        return share.where(torch.zeros_like(inside).scatter(1, order, inside), 0.0)
 
 
 @torch.no_grad()
