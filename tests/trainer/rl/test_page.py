@@ -1,6 +1,7 @@
 """The page of a rollout: what it says of completions, that it does nothing, and that a full disk ends no training."""
 
 import base64
+import contextlib
 import html
 import io
 import math
@@ -201,24 +202,24 @@ def test_of_a_long_text_beginning_and_end(tmp_path: Path) -> None:
 # ---- Where it cannot be written ----
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file grows beyond 1,000 bytes, as on a full disk."""
+    """No file grows beyond 1,000 bytes, as on a full disk. The test's own report neither, so not for long."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_leaves_the_page_before(
-    tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk_leaves_the_page_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = written(tmp_path, group(["before"]))
-    request.getfixturevalue("small_files")
-    assert write_page(tmp_path, 40, [group(["after"])]) is None
-    assert write_page(tmp_path, 41, [group(["after"])]) is None
+    with small_files():
+        pages = [write_page(tmp_path, number, [group(["after"])]) for number in (40, 41)]
+    assert pages == [None, None]
     assert [path.name for path in tmp_path.iterdir()] == ["rollout_40.html"]
     assert (tmp_path / "rollout_40.html").read_text() == before
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
