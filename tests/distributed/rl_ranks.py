@@ -56,7 +56,11 @@ CASES: dict[str, dict[str, Any]] = {
     "density_ratio": {"rl.update.latents": "density_ratio", "train.steps": 2},
     "reference": {"rl.update.kl": 0.5, "train.steps": 2},
     "stop": {"rl.rollout": "{prompts: 8, completions: 4, max_new_tokens: 12, stop: [e, '1']}", "train.steps": 1},
-    "sft": {"objective.name": "sft", "train.steps": 1},
+    "sft": {
+        "objective.name": "sft",
+        "train.steps": 1,
+        "rl.rewards.format": "{weight: 1.0, pattern: e}",  # nothing attends to latents
+    },
     "pause": {"objective.name": "pause", "train.steps": 1},
     "deterministic": {"objective.name": "deterministic", "train.steps": 1},
     "auto": {},
@@ -72,7 +76,12 @@ CASES: dict[str, dict[str, Any]] = {
         "train.save_in_background": False,
     },
     "elastic": {"train.save_every": 2, "train.save_in_background": False},
-    "other_prompts": {"rl.update.minibatches": 2, "train.steps": 3, "train.save_every": 1},
+    "other_prompts": {
+        "rl.update.minibatches": 2,
+        "train.steps": 3,
+        "train.save_every": 1,
+        "train.save_in_background": False,
+    },
     "stopped": {"rl.update.minibatches": 2, "rl.update.passes": 2, "train.steps": 7},
 }
 
