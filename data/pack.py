@@ -116,10 +116,7 @@ class Packs:
 
 
 class Prompts(Packs):
-    """An endless iterator of lists of so many samples, in the stream's order; each alone fits the budget."""
-
-    def __init__(self, loader: Loader[Outcome], budget: int, count: int, quarantine: Quarantine) -> None:
-        super().__init__(loader, budget, count, quarantine)
+    """An endless iterator of lists of `window` samples, in the stream's order; each alone fits the budget."""
 
     def _pack(self) -> list[Encoded]:
         self._draw()

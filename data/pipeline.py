@@ -25,11 +25,8 @@ def packs_of(
 
     `quarantine`: the folder for the file that names this rank's bad samples.
     """
-    loader = Loader(
-        Stream(config, rank, ranks, seed),
-        Prepare(encode, cost, budget, config.oversize, config.limits),
-        config.workers,
-    )
+    prepare = Prepare(encode, cost, budget, config.oversize, config.limits)
+    loader = Loader(Stream(config, rank, ranks, seed), prepare, config.workers)
     return Packs(loader, budget, config.window, _named(config, quarantine, rank))
 
 
