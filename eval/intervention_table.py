@@ -9,6 +9,7 @@ from eval import record
 from eval.evaluate import Measured
 from eval.models import Model
 from eval.paired import LEVEL
+from eval.replacements import GIVEN
 from eval.request import Folders
 from eval.results import as_json, write_whole
 from eval.scores import Estimate, Frozen, proportion
@@ -17,9 +18,7 @@ from eval.tables import aligned, interval, percent, piped
 ARMS = {  # what becomes of the latents
     "kept": "as the model is asked",
     "removed": "no slots and no marks",
-    "unit_noise": "z from N(0, I)",
-    "matched_noise": "z from normals with the mean and the spread, per slot and dimension, of the prior's means",
-    "other_item": "the prior's mean of another item",
+    **GIVEN,
     "markers": "the marks with nothing between them",
 }
 

@@ -10,10 +10,8 @@ Letters in shapes: N items, k slots, d latent width.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from data.sample import UserError
 from eval import zero3
 from eval.benchmarks.item import Benchmark
 from eval.evaluate import Measured, hints, measure, warn
@@ -21,22 +19,13 @@ from eval.intervention_table import ARMS, Interventions, arm_of, write
 from eval.models import Model
 from eval.plan import answering, plan, predict
 from eval.predictions import pack, unpack
+from eval.replacements import GIVEN, ONE_SLOT, InterventionError, moved_by, replacement, unchanged, unmoved
 from eval.request import Folders, Request, chosen, folders, label, prompt_of, settle
 from eval.workers import Workers
 from eval.zero3 import Ranks
-from model.batch import generator_of
 from model.thinking import Thinking
 
 LATENTS = {"removed": "off", "markers": "markers"}  # as a setting; in the other arms z is given
-GIVEN = ("unit_noise", "matched_noise", "other_item")
-SAME = 1e-3  # of z's length: a change below it is lost where z is rounded to bf16, which has 8 bits
-TINY = 1e-6  # a length that counts as none
-NATS = 1e-4  # a log-likelihood that moves less has not moved: other batches alone move it by 1e-5
-MOST = 0.1  # of the items may have the z that they had
-
-
-class InterventionError(UserError):
-    """An intervention that cannot be made, or that changed nothing where it should have."""
 
 
 def intervene(benchmark: Benchmark, model: Model, request: Request, arms: Sequence[str] = ()) -> Interventions | None:
@@ -57,9 +46,9 @@ def intervene(benchmark: Benchmark, model: Model, request: Request, arms: Sequen
         if set(names) & set(GIVEN):
             means = _prior_means(benchmark, model, settled, by, where)
             keys = [item.key for item in chosen(benchmark, request)]
-            z = {name: latents(name, keys, means, settled.settings.seed) for name in names if name in GIVEN}
-            moved = {name: _moved(z[name], means) for name in z}
-            no_effect = {name: why for name in z if (why := _unchanged(moved[name]))}
+            z = {name: replacement(name, keys, means, settled.settings.seed) for name in names if name in GIVEN}
+            moved = {name: moved_by(z[name], means) for name in z}
+            no_effect = {name: f"no effect, not run: {why}" for name in z if (why := unchanged(name, moved[name]))}
         for name in names:
             if name in no_effect:
                 continue
@@ -98,14 +87,19 @@ def _arms(model: Model, request: Request, wanted: Sequence[str]) -> list[str]:
         raise InterventionError(
             f"--latents {asked}: nothing that is always there to intervene on; use mean, sample:T or vote:N"
         )
-    there = [name for name in ARMS if name not in GIVEN or kind != "pause"]
+    lost: dict[str, str] = {}  # arms that this model cannot have, and why
+    if kind == "pause":
+        lost = dict.fromkeys(GIVEN, "a model of pause tokens has no z to replace")
+    elif model.slots == 1:
+        lost = {"shuffled": ONE_SLOT}
+        if not wanted and request.rank == 0:
+            print(f"shuffled: left out, as {ONE_SLOT}")
+    there = [name for name in ARMS if name not in lost]
     for name in wanted:
         if name not in ARMS:
             raise InterventionError(f"--arms {name}: not one of {', '.join(ARMS)}; name some of these")
-        if name not in there:
-            raise InterventionError(
-                f"--arms {name}: a model of pause tokens has no z to replace; use {','.join(there)}"
-            )
+        if name in lost:
+            raise InterventionError(f"--arms {name}: {lost[name]}; use {','.join(there)}")
     return [name for name in there if not wanted or name in wanted or name == "kept"]
 
 
@@ -135,49 +129,8 @@ def _prior_means(
     return zero3.found_by_first(lambda: means) if isinstance(by, Ranks) else means
 
 
-def latents(name: str, keys: Sequence[str], means: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """z [k, d] of every item, by key, for one of GIVEN. The same for the same items, in whatever order they come.
-
-    An item without a mean cannot be run, and fails in every arm; it gets some z all the same.
-    """
-    known = sorted(means)
-    if name == "other_item":
-        if len(known) < 2:
-            raise InterventionError(f"other_item: {len(known)} item is too few to exchange latents; raise --limit")
-        # Around one circle in a random order: no item keeps its own.
-        order = torch.randperm(len(known), generator=generator_of(f"{seed}/{name}")).tolist()
-        source = {known[order[at - 1]]: known[there] for at, there in enumerate(order)}
-        return {key: means[source.get(key, known[0])] for key in keys}
-    shape = means[known[0]].shape
-    noise = {key: torch.randn(shape, generator=generator_of(f"{seed}/{name}/{key}")) for key in keys}
-    if name == "unit_noise":
-        return noise
-    every = torch.stack([means[key] for key in known]).double()  # [N, k, d]
-    mean, spread = every.mean(0), every.std(0, correction=0)
-    return {key: (mean + spread * one).float() for key, one in noise.items()}
-
-
-def _moved(z: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> Tensor:
-    """How far each item's z is from its prior's mean, in lengths of that mean [N]."""
-    return torch.stack([(z[key] - mean).norm() / mean.norm().clamp(min=TINY) for key, mean in means.items()])
-
-
-def _unchanged(moved: Tensor) -> str | None:
-    """Why this intervention is none, if too many items would be given the z that they have."""
-    same = int((moved <= SAME).sum())
-    if same <= MOST * len(moved):
-        return None
-    return (
-        f"no effect, not run: z of {same} of {len(moved)} items stays the prior's mean to {SAME:.1%}, as that mean "
-        "hardly differs from item to item"
-    )
-
-
 def _unmoved(kept: Measured, found: Measured) -> str | None:
     """Why this intervention is none, if no log-likelihood moved. Replies can stay the same: that is a finding."""
     pairs = [(a.scores, b.scores) for a, b in zip(kept.results, found.results, strict=True) if a.scores and b.scores]
-    if kept is found or not pairs:
-        return None
-    if max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True)) > NATS:
-        return None
-    return f"no effect: every log-likelihood stays what it was to {NATS:g} nats, so latents do not reach the answer"
+    why = unmoved(pairs) if pairs and kept is not found else None
+    return f"no effect: {why}" if why else None

@@ -36,7 +36,8 @@ def parser(command: Any) -> argparse.ArgumentParser:
     found.add_argument(
         "--arms",
         metavar="NAME[,NAME]",
-        help="kept, removed, unit_noise, matched_noise, other_item, markers; default: all that the model can have",
+        help="kept, removed, zero, unit_noise, matched_noise, data_mean, first_slot, shuffled, other_item, markers; "
+        "default: all that the model can have",
     )
     return found
 

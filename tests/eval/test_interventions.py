@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eval import answer, run_interventions
@@ -21,15 +22,16 @@ from eval.answer import Answerer, Planner
 from eval.benchmarks import blink, tsv
 from eval.benchmarks.item import Benchmark, sample_of
 from eval.intervention_table import ARMS
-from eval.interventions import GIVEN, InterventionError, intervene, latents
+from eval.interventions import intervene
 from eval.models import Model, find_model
 from eval.predictions import pack, unpack
+from eval.replacements import GIVEN, SAME, InterventionError, moved_by, replacement, unchanged
 from eval.request import Request
 from eval.results import read_results
 from eval.settings import Settings
 from model.generate import Decoding, generate, score
 from model.latent import Injection
-from model.thinking import Thinking, prior_means
+from model.thinking import Thinking, prior_gaussians
 from tests.eval.benchmarks.layouts import write_blink
 from tests.eval.commands import call, check, lines_of, refused, small_tsv
 
@@ -83,58 +85,6 @@ def table_of(out: Path) -> dict[str, Any]:
     return found
 
 
-# ---- The latents that are put in ----
-
-
-def drawn(n: int) -> dict[str, Tensor]:
-    """Means of as many items."""
-    torch.manual_seed(n)
-    return {f"item {number}": torch.randn(K, D) for number in range(n)}
-
-
-@pytest.mark.parametrize("n", [2, 3, 12, 101])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_another_items_latents(n: int, seed: int) -> None:
-    """Every item's go to one other item, whatever order the items come in."""
-    means = drawn(n)
-    z = latents("other_item", list(means), means, seed)
-    owner = {pack(mean): key for key, mean in means.items()}
-    source = {key: owner[pack(one)] for key, one in z.items()}
-    assert all(key != other for key, other in source.items()) and sorted(source.values()) == sorted(means)
-    turned = latents("other_item", list(means)[::-1], dict(reversed(means.items())), seed)
-    assert all(torch.equal(turned[key], z[key]) for key in means)
-    if n > 3:
-        other = latents("other_item", list(means), means, seed + 1)
-        assert any(not torch.equal(other[key], z[key]) for key in means)
-
-
-def test_noise_has_the_moments_of_the_means() -> None:
-    """Those of each slot and dimension; and unit noise has those of N(0, I)."""
-    torch.manual_seed(0)
-    centre, width = torch.randn(K, D) * 5, torch.rand(K, D) + 0.1
-    means = {f"k{number}": centre + width * torch.randn(K, D) for number in range(4000)}
-    own = torch.stack(list(means.values()))
-    z = torch.stack(list(latents("matched_noise", list(means), means, 0).values()))
-    assert ((z.mean(0) - own.mean(0)).abs() < 5 * width / sqrt(4000)).all()
-    assert (z.std(0) / own.std(0) - 1).abs().max() < 0.06
-    assert (
-        torch.corrcoef(torch.stack([z.flatten(), own.flatten()]) - centre.repeat(4000, 1).flatten())[0, 1].abs() < 0.02
-    )
-    unit = torch.stack(list(latents("unit_noise", list(means), means, 0).values()))
-    assert unit.mean(0).abs().max() < 5 / sqrt(4000) and (unit.std(0) - 1).abs().max() < 0.06
-
-
-@pytest.mark.parametrize("name", GIVEN)
-def test_noise_belongs_to_an_item_and_a_seed(name: str) -> None:
-    means = drawn(20)
-    z = latents(name, list(means), means, 0)
-    assert all(torch.equal(one, z[key]) for key, one in latents(name, list(means)[::-1], means, 0).items())
-    assert len({pack(one) for one in z.values()}) == 20
-    assert any(not torch.equal(one, z[key]) for key, one in latents(name, list(means), means, 1).items())
-    with_lost = latents(name, [*means, "lost"], means, 0)
-    assert with_lost["lost"].shape == (K, D) and all(torch.equal(with_lost[key], z[key]) for key in means)
-
-
 # ---- What it changes ----
 
 
@@ -145,12 +95,12 @@ def test_every_arm_reaches_the_model(ran: Path, export_of, data: Path) -> None:
     answerer, planner = Answerer(model, settings, "cpu"), Planner(model, settings)
     prompt = next(iter(benchmark.prompts.values()))
     items = [answerer.processor.encode(planner.job(sample_of(item, prompt), ()).sample) for item in benchmark.items]
-    means = {one.sample.key: prior_means(answerer.model, [one], answerer.markers)[0] for one in items}
+    means = {one.sample.key: prior_gaussians(answerer.model, [one], answerer.markers).mean[0] for one in items}
     thinking = {"kept": Thinking(), "removed": Thinking("off"), "markers": Thinking("markers")}
     decoding = Decoding(answerer.ends, NEW)
     replies: dict[str, tuple[str, ...]] = {}
     for arm in ARMS:
-        z = latents(arm, list(means), means, 0) if arm in GIVEN else {}
+        z = replacement(arm, list(means), means, 0) if arm in GIVEN else {}
         said = {result.key: result.replies for result in read_results(ran / arm / "results.jsonl")}
         assert len(said) == N
         for one in items:
@@ -161,25 +111,25 @@ def test_every_arm_reaches_the_model(ran: Path, export_of, data: Path) -> None:
         replies[arm] = tuple(reply for (reply,) in said.values())
     assert len(set(replies.values())) == len(ARMS)
     for arm in GIVEN:
-        assert sum(a != b for a, b in zip(replies[arm], replies["kept"], strict=True)) > N / 4, arm
+        assert sum(a != b for a, b in zip(replies[arm], replies["kept"], strict=True)) >= N / 4, arm
 
 
 def test_the_very_latents_reach_the_model(ran: Path, injected: list[Tensor], export_of) -> None:
     """To the last bit: those of the table of means, in the order of the arms that have any."""
     means = {p["key"]: unpack(p["prior"], K) for p in lines_of(ran / "prior" / "predictions.jsonl")}
     assert len(means) == N and {tuple(mean.shape) for mean in means.values()} == {(K, D)}
-    assert len(injected) == N * 4
+    assert len(injected) == N * (1 + len(GIVEN))
     assert torch.stack(sorted(injected[:N], key=str)).allclose(torch.stack(sorted(means.values(), key=str)), atol=1e-4)
     for number, arm in enumerate(GIVEN, 1):
-        wanted = latents(arm, list(means), means, 0)
+        wanted = replacement(arm, list(means), means, 0)
         found = Counter(pack(z) for z in injected[number * N :][:N])
         assert found == Counter(pack(z) for z in wanted.values()), arm
 
 
 def test_its_own_latents_change_nothing(export_of, data: Path, tmp_path: Path, monkeypatch) -> None:
     """Given its own prior's mean, every item is answered as if it had it from the prior."""
-    monkeypatch.setattr("eval.interventions.latents", lambda name, keys, means, seed: means)
-    monkeypatch.setattr("eval.interventions._unchanged", lambda moved: None)
+    monkeypatch.setattr("eval.interventions.replacement", lambda name, keys, means, seed: means)
+    monkeypatch.setattr("eval.interventions.unchanged", lambda name, moved: None)
     found = intervene(*asked(export_of("amvl"), tsv.read(data, None, None), tmp_path), ["unit_noise"])
     assert found
     kept, other = (read_results(tmp_path / arm / "results.jsonl") for arm in found.arms)
@@ -207,7 +157,7 @@ def test_numbers(scored: tuple[Path, Benchmark]) -> None:
         assert one["accuracy"] == scores["macro"] and one["no_effect"] is None and one["n"] == len(benchmark.items)
         assert (one["moved"] is None) == (arm not in GIVEN)
         if arm in GIVEN:
-            z = latents(arm, list(means), means, 0)
+            z = replacement(arm, list(means), means, 0)
             ratios = sorted(float((z[key] - mean).norm() / mean.norm()) for key, mean in means.items())
             assert one["moved"] == pytest.approx(ratios[(len(ratios) - 1) // 2])
         if arm == "kept":
@@ -275,7 +225,7 @@ def test_log_likelihoods(scored: tuple[Path, Benchmark], export_of) -> None:
     means = {p["key"]: unpack(p["prior"], K) for p in lines_of(out / "prior" / "predictions.jsonl")}
     prompt = next(iter(benchmark.prompts.values()))
     results = {arm: read_results(out / arm / "results.jsonl") for arm in ARMS}
-    z = latents("other_item", list(means), means, 0)
+    z = replacement("other_item", list(means), means, 0)
     for item, result in zip(benchmark.items, results["other_item"], strict=True):
         one = answerer.processor.encode(sample_of(item, prompt))
         options = [answerer._ids(f"({letter})") for letter in item.letters]
@@ -330,7 +280,10 @@ def test_nothing_is_answered_twice(ran: Path, export_of, data: Path, tmp_path: P
     changed = [line | {"prior": pack(unpack(line["prior"], K) * 1.5)} for line in lines_of(prior)]
     prior.write_text("".join(json.dumps(line) + "\n" for line in changed))
     assert call(main, *words(export_of("amvl"), data, out)) == 0
-    assert Counter(kind for kind, _ in asked_again) == {"given": 2 * N}, "noise of N(0, I) is what it was"
+    same = {"zero", "unit_noise"}
+    assert Counter(kind for kind, _ in asked_again) == {"given": (len(GIVEN) - len(same)) * N}, (
+        "these are what they were"
+    )
 
 
 def test_two_processes(ran: Path, export_of, data: Path, tmp_path: Path) -> None:
@@ -368,10 +321,10 @@ def test_other_rules_stand_below_what_was_said(ran: Path, export_of, data: Path,
 
 
 REFUSED: list[tuple[str, str]] = [
-    ("--arms kept,swapped", "--arms swapped: not one of kept, removed, unit_noise, matched_noise, other_item, markers; "
-     "name some of these"),
-    ("--arms ,", "--arms : not one of kept, removed, unit_noise, matched_noise, other_item, markers; name some of "
-     "these"),
+    ("--arms kept,swapped", "--arms swapped: not one of kept, removed, zero, unit_noise, matched_noise, data_mean, "
+     "first_slot, shuffled, other_item, markers; name some of these"),
+    ("--arms ,", "--arms : not one of kept, removed, zero, unit_noise, matched_noise, data_mean, first_slot, shuffled, "
+     "other_item, markers; name some of these"),
     ("--blind", "--blind: interventions are compared with kept latents alone; leave it out"),
     ("--baseline x", "--baseline: interventions are compared with kept latents alone; leave it out"),
     ("--latents off", "--latents off: nothing that is always there to intervene on; use mean, sample:T or vote:N"),
@@ -422,6 +375,7 @@ def test_help(capsys) -> None:
     for some, wanted in ((("--help",), "--train"), (("blink", "--help"), "--split")):
         assert call(main, *some) == 0
         text = capsys.readouterr().out
+        assert f"{', '.join(ARMS)}; default: all" in " ".join(text.split())
         assert wanted in text and "--arms" in text and text.startswith("usage: eval/run_interventions.py ")
 
 
@@ -442,9 +396,60 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
     return install
 
 
+ITEMS, SLOTS = "as that mean hardly differs from item to item", "as an item's slots hardly differ"
+ONE_OR_ALIKE = "as an item has one slot alone, or slots that hardly differ"
+NOTHING = "as that mean is nearly zero"
+
+
+def not_run(same: int, why: str, n: int = N) -> str:
+    return f"no effect, not run: z of {same} of {n} items stays the prior's mean to 0.1%, {why}"
+
+
+def alike(name: str, k: int = K) -> dict[str, Tensor]:
+    """Means of ten items that are alike in one way or another."""
+    torch.manual_seed(0)
+    one, many = torch.randn(k, D), torch.randn(10, k, D)
+    means = {
+        "none": many,
+        "items": one.expand(10, k, D) * (1 + 1e-5 * torch.randn(10, 1, 1)),
+        "slots": many[:, :1].expand(10, k, D) + 1e-5 * torch.randn(10, k, D),
+        "zero": torch.zeros(10, k, D),
+        "two items' slots": torch.where(torch.arange(10).view(-1, 1, 1) < 2, many[:, :1], many),
+        "an item's slots": torch.where(torch.arange(10).view(-1, 1, 1) < 1, many[:, :1], many),
+    }
+    return {f"item {number}": mean for number, mean in enumerate(means[name])}
+
+
+@pytest.mark.parametrize(
+    ("how", "k", "wanted"),
+    [
+        ("none", K, {}),
+        ("none", 1, {"first_slot": (10, ONE_OR_ALIKE)}),
+        ("items", K, {arm: (10, ITEMS) for arm in ("matched_noise", "data_mean", "other_item")}),
+        ("slots", K, {"first_slot": (10, ONE_OR_ALIKE), "shuffled": (10, SLOTS)}),
+        ("an item's slots", K, {}),
+        ("two items' slots", K, {"first_slot": (2, ONE_OR_ALIKE), "shuffled": (2, SLOTS)}),
+        ("zero", K, {arm: (10, ITEMS) for arm in ("matched_noise", "data_mean", "other_item")}
+         | {"zero": (10, NOTHING), "first_slot": (10, ONE_OR_ALIKE), "shuffled": (10, SLOTS)}),
+    ],
+)  # fmt: skip
+def test_what_changes_nothing(how: str, k: int, wanted: dict[str, tuple[int, str]]) -> None:
+    """Is told apart for each arm, by how far z moves: a zero by the length of the mean, whatever it is."""
+    means = alike(how, k)
+    for arm in GIVEN:
+        if arm == "shuffled" and k == 1:
+            continue
+        moved = moved_by(replacement(arm, list(means), means, 0), means)
+        why = wanted.get(arm)
+        assert unchanged(arm, moved) == (why and not_run(*why, n=10)), arm
+        assert len(moved) == 10 and int((moved <= SAME).sum()) >= (why[0] if why else 0)
+        if arm == "zero" and not why:
+            assert moved.allclose(torch.ones(10))
+
+
 def test_a_prior_that_knows_no_items_apart(export_of, data: Path, tmp_path: Path, changed, capsys) -> None:
-    """One mean for all: another item's is one's own, and noise of its spread is none. What can be run is, and is told
-    of, and the command fails."""
+    """One mean for all items and slots: another item's is one's own, noise of its spread is none, and there is no other
+    order. What can be run is, and is told of, and the command fails."""
 
     def collapsed(model: Any) -> None:
         model.prior.outer.weight.zero_()
@@ -453,17 +458,51 @@ def test_a_prior_that_knows_no_items_apart(export_of, data: Path, tmp_path: Path
     changed(collapsed)
     assert call(main, *words(export_of("amvl"), data, tmp_path / "out")) == 2
     said = capsys.readouterr()
-    why = (
-        f"no effect, not run: z of {N} of {N} items stays the prior's mean to 0.1%, as that mean hardly differs from "
-        "item to item"
-    )
-    assert said.err.splitlines()[-1] == f"error: matched_noise: {why}; other_item: {why}"
+    wanted = {
+        "matched_noise": not_run(N, ITEMS),
+        "data_mean": not_run(N, ITEMS),
+        "first_slot": not_run(N, ONE_OR_ALIKE),
+        "shuffled": not_run(N, SLOTS),
+        "other_item": not_run(N, ITEMS),
+    }
+    assert said.err.splitlines()[-1] == "error: " + "; ".join(f"{arm}: {why}" for arm, why in wanted.items())
     arms = table_of(tmp_path / "out")["arms"]
+    assert {arm: one["no_effect"] for arm, one in arms.items()} == dict.fromkeys(ARMS) | wanted
     for arm, one in arms.items():
-        lost = arm in ("matched_noise", "other_item")
-        assert (one["no_effect"] == why) == (one["accuracy"] is None) == lost == (not (tmp_path / "out" / arm).exists())
-    assert f"- other_item: {why}" in (tmp_path / "out/interventions.md").read_text()
-    assert arms["unit_noise"]["flips"] is not None
+        assert (one["accuracy"] is None) == (not (tmp_path / "out" / arm).exists()) == (arm in wanted)
+    assert f"- other_item: {not_run(N, ITEMS)}" in (tmp_path / "out/interventions.md").read_text()
+    assert arms["unit_noise"]["flips"] is not None and arms["zero"]["moved"] == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def one_slot(export_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with the first slot alone."""
+    folder = Path(shutil.copytree(export_of("amvl"), tmp_path_factory.mktemp("one_slot") / "export"))
+    facts = json.loads((folder / "latent.json").read_text())
+    (folder / "latent.json").write_text(
+        json.dumps(facts | {"latent": facts["latent"] | {"slots": 1}, "id": "one slot"})
+    )
+    weights = load_file(folder / "latent.safetensors")
+    first = {name: value[:1].clone() if name.endswith("table.weight") else value for name, value in weights.items()}
+    save_file(first, folder / "latent.safetensors")
+    return folder
+
+
+def test_a_model_of_one_slot(one_slot: Path, data: Path, tmp_path: Path, capsys) -> None:
+    """Has no other order, and its first slot is all that it has."""
+    assert call(main, *words(one_slot, data, tmp_path / "out")) == 2
+    said, why = capsys.readouterr(), not_run(N, ONE_OR_ALIKE)
+    assert said.out.splitlines()[0] == "shuffled: left out, as one slot alone has no other order"
+    assert said.err.splitlines()[-1] == f"error: first_slot: {why}"
+    arms = table_of(tmp_path / "out")["arms"]
+    assert list(arms) == [arm for arm in ARMS if arm != "shuffled"]
+    assert {arm for arm, one in arms.items() if one["no_effect"]} == {"first_slot"}
+    assert refused(capsys, main, *words(one_slot, data, tmp_path / "no", "--arms", "shuffled")) == (
+        "--arms shuffled: one slot alone has no other order; use "
+        "kept,removed,zero,unit_noise,matched_noise,data_mean,first_slot,other_item,markers"
+    )
+    assert call(main, *words(one_slot, data, tmp_path / "out", "--arms", "zero,data_mean")) == 0
+    assert "left out" not in capsys.readouterr().out, "these were asked for"
 
 
 def test_latents_that_do_not_reach_the_answer(export_of, tmp_path: Path, changed) -> None:
