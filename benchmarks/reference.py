@@ -1,8 +1,8 @@
 """The plain way to take a step, to be compared with: every sample a row of its own, right-padded to the longest.
 
 `separate_loss` takes an AMVL step in three passes of transformers' own model over [prompt, slots], [prompt, answer,
-slots] and [prompt, start, z, end, answer] (research code does it so), and shares nothing but the weights with the
-packed rounds. `separate_policy_loss` does so with completions, in two passes each. `transformers_loss` is the
+slots] and [prompt, start, z, end, answer] (research code does it so; in a bottleneck, the last prompt without its
+pictures), and shares nothing but the weights with the packed rounds. `separate_policy_loss` does so with completions, in two passes each. `transformers_loss` is the
 fine-tuning loss as transformers gives it for input_ids and labels.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data.processor import Encoded
-from model.batch import Markers, noise_of
+from model.batch import Markers, noise_of, without_pictures
 from model.completion import Completion
 from model.latent_vlm import LatentVLM, Weights
 from model.objective import kl_terms
@@ -59,6 +59,8 @@ def separate_loss(plain: LatentVLM, samples: list[Encoded], markers: Markers, se
                 latents = posterior.sample(torch.stack([noise_of(s.sample, seed, plain.config) for s in samples]))
                 forward, reverse = kl_terms(plain.recipe, prior, posterior)
             z = plain.injection(latents, plain.scale)
+        if plain.recipe.bottleneck:
+            states = _passes(plain, [without_pictures(s, backbone) for s in samples])
         found = states([torch.cat([start, latent, end, y[:-1]]) for latent, y in zip(z, answers, strict=True)])
         predicting = torch.cat([h[k + 2 :] for h in found])
     targets = torch.cat([s.answer for s in samples])

@@ -28,6 +28,7 @@ class Encoded:
     answer: Tensor  # [A] token ids, the end mark last
     pixels: Tensor  # [patches, patch width], all images one after the other
     grids: Tensor  # [images, 3] time, height, width in patches
+    image_tokens: int = 0  # of the prompt's
 
 
 class Processor:
@@ -83,6 +84,7 @@ class Processor:
             answer=torch.tensor([*answer, self.end]),
             pixels=pixels,
             grids=grids,
+            image_tokens=int(merged.sum()),
         )
 
     def length(self, sample: Sample) -> int:

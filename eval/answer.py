@@ -17,7 +17,7 @@ from eval.settings import Settings
 from model.build import markers_of
 from model.generate import Decoding, Together, generate, score
 from model.latent_vlm import LatentVLM
-from model.thinking import prior_means
+from model.thinking import prior_gaussians
 
 REPLY = 256  # tokens of a reply that a batch has room for; few are longer, and a batch that is too large is halved
 # As PyTorch says it of the CPU; the last is oneDNN's.
@@ -180,9 +180,8 @@ class Answerer:
         jobs, items = [job for job, _ in batch], [item for _, item in batch]
         settings, thinking = jobs[0].settings, jobs[0].settings.thinking
         if settings.mode == "prior":
-            return [
-                _prior(job, mean) for job, mean in zip(jobs, prior_means(self.model, items, self.markers), strict=True)
-            ]
+            means = prior_gaussians(self.model, items, self.markers).mean
+            return [_prior(job, mean) for job, mean in zip(jobs, means, strict=True)]
         given = None
         if thinking.kind == "given":
             given = [unpack(job.z, self.model.config.slots) for job in jobs if job.z is not None]

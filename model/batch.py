@@ -18,7 +18,7 @@ from model.latent import LatentConfig
 from model.layout import PREFIX, Layout, first_round, next_round
 from model.objective import Recipe
 
-FIRST, SECOND = 0, 1  # branch numbers
+FIRST = 0  # branch number of the prior's slots, and of what is decoded; posteriors come behind
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Batch:
     grids: Tensor  # [images, 3]
     image_rows: Tensor  # [I] rows of round 1; empty when the only image is the dummy
     slot_rows: Tensor  # [N * k] round 1: the slots of the prior, or those of `pause`
-    posterior_rows: Tensor  # [N * k] round 1
+    posterior_rows: Tensor  # [answers * k] round 1; an answer of each sample, or all those asked about
     noise: Tensor  # [N, k, d] standard normal; empty without answers
     ids2: Tensor  # [T2]
-    second: Layout | None  # the decode round, where z comes from round 1
+    second: Layout | None  # the decode round, where z comes from round 1; with prefixes of its own in a bottleneck
     z_rows: Tensor  # [N * k] round 2
     target_rows: Tensor  # [M] rows of the last round that predict a target
     targets: Tensor  # [M] token ids
@@ -69,7 +69,8 @@ def cost(sample: Encoded, recipe: Recipe, slots: int) -> int:
     prompt, answer = len(sample.prompt), len(sample.answer)
     decode = answer - 1 + (0 if recipe.latents == "none" else slots + 2)
     before = {"none": 0, "pause": 0, "prior": slots, "posterior": answer + 2 * slots}[recipe.latents]
-    return prompt + before + decode
+    again = prompt - sample.image_tokens if recipe.bottleneck else 0
+    return prompt + before + decode + again
 
 
 def noise_of(sample: Sample, seed: int | str, config: LatentConfig) -> Tensor:
@@ -92,8 +93,11 @@ def collate(
     markers: Markers,
     seed: int = 0,
     answers: bool = True,
+    about: Sequence[Sequence[Tensor]] = (),
 ) -> Batch:
-    """Lay out N samples. Without `answers` (inference) round 1 has no posterior and no round 2 is made."""
+    """Lay out N samples. Without `answers` (inference) no round 2 is made, and round 1 has no posterior but of those
+    answers (token ids) that are asked `about`, any number per sample.
+    """
     k = config.slots
     latents = recipe.latents
     start, end, blank = torch.tensor([markers.start]), torch.tensor([markers.end]), torch.zeros(k, dtype=torch.long)
@@ -103,16 +107,20 @@ def collate(
     if latents in ("none", "pause"):
         known = [[ids] for ids in decode]
     else:
-        known = [[blank] for _ in samples]
-        if latents == "posterior" and answers:
-            known = [[blank, torch.cat([s.answer, blank])] for s in samples]
+        shown = [[s.answer] for s in samples] if latents == "posterior" and answers else about or [()] * len(samples)
+        known = [[blank, *(torch.cat([y, blank]) for y in ys)] for ys in shown]
     first = first_round(
         [backbone.positions(s.prompt, s.grids) for s in samples],
         [[len(b) for b in branches] for branches in known],
         keep=not answers and latents in ("none", "pause"),
     )
-    second = None
-    if answers and recipe.rounds == 2:
+    second, ids2 = None, decode
+    if answers and recipe.bottleneck:
+        texts = [without_pictures(s, backbone) for s in samples]
+        prefixes = [backbone.positions(s.prompt, s.grids) for s in texts]
+        second = first_round(prefixes, [[len(ids)] for ids in decode])
+        ids2 = [s.prompt for s in texts] + decode
+    elif answers and recipe.rounds == 2:
         second = next_round(first, [[len(ids)] for ids in decode], [[0] for _ in samples])
     ids = torch.cat([s.prompt for s in samples] + [b for branches in known for b in branches])
     real = any(len(s.grids) for s in samples)
@@ -127,15 +135,23 @@ def collate(
         grids=torch.cat([s.grids for s in samples]) if real else _dummy_grid(backbone),
         image_rows=(ids[:prompt_tokens] == backbone.config.image_token_id).nonzero()[:, 0],
         slot_rows=_flat(slot_rows),
-        posterior_rows=_flat([rows[-k:] for rows in first.branch_rows(SECOND)]),
+        posterior_rows=_flat(
+            [range(s.row + s.length - k, s.row + s.length) for s in first.branches if s.branch > FIRST]
+        ),
         noise=torch.stack([noise_of(s.sample, seed, config) for s in samples]) if answers else torch.empty(0),
-        ids2=torch.cat(decode) if second else blank[:0],
+        ids2=torch.cat(ids2) if second else blank[:0],
         second=second,
         z_rows=_flat([rows[1 : 1 + k] for rows in second.branch_rows(FIRST)] if second else []),
         target_rows=_target_rows(second or first, latents, k) if answers else blank[:0],
         targets=torch.cat([s.answer for s in samples]) if answers else blank[:0],
         names=tuple(f"{s.sample.place} (epoch {s.sample.epoch})" for s in samples),
     )
+
+
+def without_pictures(sample: Encoded, backbone: Backbone) -> Encoded:
+    """The same sample with nothing in the places of its pictures."""
+    text = sample.prompt[sample.prompt != backbone.config.image_token_id]
+    return replace(sample, prompt=text, pixels=sample.pixels[:0], grids=sample.grids[:0], image_tokens=0)
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> Tensor:

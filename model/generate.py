@@ -205,19 +205,40 @@ def score(
     if thinking.kind == "optional":
         raise ThoughtError("latents 'optional': options are measured, not written; use mean or off")
     states, round_, width, behind, _ = think(model, samples, markers, thinking, seed, given)
+    found = likelihoods(model, states, round_, [[behind] * width for _ in samples], options, together)
+    return [x.logsumexp(0) - math.log(width) for x in found]
+
+
+@torch.no_grad()
+def likelihoods(
+    model: LatentVLM,
+    states: Tensor,
+    round_: Round,
+    behind: list[list[int]],
+    options: list[list[list[int]]],
+    together: Together = bool,
+) -> list[Tensor]:
+    """Log-likelihood of each sample's options after each of its branches [B, O], nats, float64.
+
+    states [R, C]: of each branch's last token, sample by sample; behind: per sample, the tokens of its branches.
+    """
     counts = [len(of_sample) for of_sample in options]
-    branches = [option for of_sample in options for _ in range(width) for option in of_sample]  # as the layout's
-    origin = torch.arange(len(states)).repeat_interleave(torch.tensor(counts).repeat_interleave(width))
+    widths = [len(of_sample) for of_sample in behind]
+    # As the layout's: sample by sample, branch by branch.
+    branches = [option for of_sample, width in zip(options, widths, strict=True) for option in of_sample * width]
+    origin = torch.arange(len(states)).repeat_interleave(torch.tensor(counts).repeat_interleave(torch.tensor(widths)))
     vectors, targets = [states[origin]], [option[0] for option in branches]
     owner = list(range(len(branches)))
     longer = any(len(option) > 1 for option in branches)
     if together(longer):
-        lengths = [[len(option) - 1 for option in of_sample] * width for of_sample in options]
+        lengths = [[len(x) - 1 for x in xs] * width for xs, width in zip(options, widths, strict=True)]
         known = [token for option in branches for token in option[:-1]]
         if not longer:  # other ranks have longer ones: keep step with them, for nothing
             lengths[0][0], known = 1, [0]
-        fork = round_.fork([[b for b in range(width) for _ in range(count)] for count in counts])
-        layout = next_round(fork.layout, lengths, [[behind] * len(of_sample) for of_sample in lengths])
+        pairs = list(zip(widths, counts, strict=True))
+        fork = round_.fork([[b for b in range(width) for _ in range(count)] for width, count in pairs])
+        starts = [[b for b in of_sample for _ in range(count)] for of_sample, count in zip(behind, counts, strict=True)]
+        layout = next_round(fork.layout, lengths, starts)
         ids = torch.tensor(known, device=states.device)
         found = model.backbone.states(model.backbone.embedding(ids), model.round(layout.to(states.device), fork))
         if longer:
@@ -226,5 +247,5 @@ def score(
             owner += [number for number, option in enumerate(branches) for _ in option[1:]]
     nats = model.target_loss(torch.cat(vectors), torch.tensor(targets, device=states.device))
     whole = torch.zeros(len(branches), dtype=torch.float64).index_add_(0, torch.tensor(owner), -nats.double().cpu())
-    of_samples = whole.split([width * count for count in counts])
-    return [x.view(width, -1).logsumexp(0) - math.log(width) for x in of_samples]
+    of_samples = whole.split([width * count for width, count in zip(widths, counts, strict=True)])
+    return [x.view(width, -1) for x, width in zip(of_samples, widths, strict=True)]

@@ -3,8 +3,9 @@
 Letters in shapes: N samples, k slots, d latent width, C hidden size, T rows of a round, M target tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,14 @@ class Weights:
     gamma: float
     per_token: float  # scale of a nat of next-token loss: copies / global target tokens
     per_nat: float  # scale of a nat of KL, by the kl_reduction chosen
+
+
+class Latents(NamedTuple):
+    """What a micro-step's latents were, without a graph."""
+
+    prior: Gaussian  # [N, k, d]
+    posterior: Gaussian | None  # [N, k, d]; None where the recipe has none
+    injected: Tensor  # [N * k, C] the input vectors that they became
 
 
 PARTS = ("ntp", "forward", "reverse", "sigma_p", "sigma_q", "tokens", "samples")
@@ -63,9 +72,12 @@ class LatentVLM(nn.Module):
         """First values of the latent parts, and their input scale from the backbone's embedding."""
         for module in self.latent_modules().values():
             module.reset()  # type: ignore[operator]
+        self.scale.copy_(self.embedding_norm() / self.backbone.hidden_size**0.5)
+
+    def embedding_norm(self) -> Tensor:
+        """Mean norm of the backbone's embeddings, whose table has to be whole on this rank."""
         table = self.backbone.embedding.weight.detach()
-        norms = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)  # without a copy of the table in fp32
-        self.scale.copy_(norms.mean() / table.shape[1] ** 0.5)
+        return torch.linalg.vector_norm(table, dim=1, dtype=torch.float32).mean()  # without a copy of the table in fp32
 
     def prompt_round(self, batch: Batch) -> tuple[Tensor, Round]:
         """Round 1: prefixes and the branches known at once. Returns hidden states [T1, C] and the round."""
@@ -81,7 +93,8 @@ class LatentVLM(nn.Module):
             embeddings = embeddings.index_copy(0, batch.slot_rows, slots.repeat(batch.samples, 1))
         if len(batch.posterior_rows):
             slots = self.posterior_slots(self.scale).to(embeddings.dtype)
-            embeddings = embeddings.index_copy(0, batch.posterior_rows, slots.repeat(batch.samples, 1))
+            slots = slots.repeat(len(batch.posterior_rows) // len(slots), 1)
+            embeddings = embeddings.index_copy(0, batch.posterior_rows, slots)
         round_ = self.round(batch.first)
         return self.backbone.states(embeddings, round_, batch.image_rows, deep), round_
 
@@ -96,27 +109,29 @@ class LatentVLM(nn.Module):
         return self.prior(states[batch.slot_rows].unflatten(0, (batch.samples, -1)))
 
     def posterior_of(self, batch: Batch, states: Tensor) -> Gaussian:
-        """q(z | x, y), each [N, k, d], from the states of round 1."""
-        return self.posterior(states[batch.posterior_rows].unflatten(0, (batch.samples, -1)))
+        """q(z | x, y) of every answer in the batch, each [answers, k, d], from the states of round 1."""
+        return self.posterior(states[batch.posterior_rows].unflatten(0, (-1, self.config.slots)))
 
     def decode_inputs(self, ids: Tensor, z_rows: Tensor, z: Tensor) -> Tensor:
         """Input vectors [T2, C] of a decode round: tokens, with z [N, k, d] at its rows."""
         embeddings = self.backbone.embedding(ids)
         return embeddings.index_copy(0, z_rows, self.injection(z, self.scale).flatten(0, 1).to(embeddings.dtype))
 
-    def forward(self, batch: Batch, weights: Weights) -> tuple[Iterator[Tensor], Tensor]:
+    def forward(
+        self, batch: Batch, weights: Weights, look: Callable[[Latents], None] | None = None
+    ) -> tuple[Iterator[Tensor], Tensor]:
         """The micro-step's share of the loss, and its sums in the order of PARTS (nats, counts).
 
         The loss comes in as many parts as there are rounds, the last round's first. Each part's backward pass has
         to be taken before the next part is asked for; together they have the gradient of three separate passes per
-        sample (prior, posterior, decode).
+        sample (prior, posterior, decode). `look` is shown the latents, if there are any.
         """
         states, first = self.prompt_round(batch)
         zero = states.new_zeros((), dtype=torch.float32)
         forward, reverse, sigma_p, sigma_q = zero, zero, zero, zero
         cut = Cut()
         if self.recipe.rounds == 2:
-            prior = self.prior_of(batch, states)
+            prior, posterior = self.prior_of(batch, states), None
             z = prior.mean
             sigma_p = prior.log_sigma.detach().exp().mean((1, 2)).sum()
             if self.recipe.latents == "posterior":
@@ -126,7 +141,10 @@ class LatentVLM(nn.Module):
                 forward, reverse = kl_terms(self.recipe, prior, posterior)
             assert batch.second is not None
             inputs = self.decode_inputs(batch.ids2, batch.z_rows, cut(z))
-            states = self.backbone.states(inputs, self.round(batch.second, first, cut))
+            if look:
+                look(Latents(prior.detach(), posterior and posterior.detach(), inputs.detach()[batch.z_rows]))
+            earlier = None if self.recipe.bottleneck else first
+            states = self.backbone.states(inputs, self.round(batch.second, earlier, cut))
         ntp = self.target_loss(states[batch.target_rows], batch.targets).sum()
         kls = weights.beta * forward + weights.gamma * reverse
         counts = ntp.new_tensor([len(batch.targets), batch.samples])

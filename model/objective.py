@@ -5,10 +5,10 @@
 sg stops the gradient: the forward KL trains the prior p alone, the reverse KL the posterior q alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from model.latent import Gaussian, kl
@@ -21,6 +21,7 @@ class Recipe:
     latents: Literal["none", "pause", "prior", "posterior"]  # where z comes from in training
     forward: Literal["off", "stopped", "full"] = "off"  # beta's KL(q || p), with or without stop-gradient
     reverse: Literal["off", "stopped", "full"] = "off"  # gamma's KL(p || q)
+    bottleneck: bool = False  # pictures reach the answer through z alone: it is decoded behind a prompt without them
 
     @property
     def rounds(self) -> int:
@@ -56,6 +57,9 @@ class ObjectiveConfig(BaseModel):
     early: tuple[float, float] = Field((0.0, 0.1), description="share of steps where the first weight rises, from, to")
     late: tuple[float, float] = Field((0.3, 0.4), description="share of steps where the second weight rises, from, to")
     order: Literal["forward_first", "reverse_first"] = Field("forward_first", description="whose weight rises first")
+    bottleneck: bool = Field(
+        False, description="decode behind the prompt without its pictures, in training and after: z has to carry them"
+    )
 
     @field_validator("early", "late")
     @classmethod
@@ -64,9 +68,15 @@ class ObjectiveConfig(BaseModel):
             raise ValueError("a rise goes from a share of the steps to a later one, both from 0 to 1")
         return rise
 
+    @model_validator(mode="after")
+    def _something_passes_the_bottleneck(self) -> "ObjectiveConfig":
+        if self.bottleneck and RECIPES[self.name].rounds == 1:
+            raise ValueError(f"bottleneck: {self.name} has no z that could carry the pictures; take another objective")
+        return self
+
     @property
     def recipe(self) -> Recipe:
-        return RECIPES[self.name]
+        return replace(RECIPES[self.name], bottleneck=self.bottleneck)
 
     def weights(self, share: float) -> tuple[float, float]:
         """(beta, gamma) when `share` of the steps is done; 0 for a term the objective does not have."""

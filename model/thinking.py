@@ -12,7 +12,7 @@ from torch import Tensor
 from data.processor import Encoded
 from data.sample import UserError
 from model.attention import Round
-from model.batch import Markers, collate, noise_of
+from model.batch import Markers, collate, noise_of, without_pictures
 from model.latent import Gaussian, LatentConfig
 from model.latent_vlm import LatentVLM
 from model.layout import next_round
@@ -94,18 +94,23 @@ def think(
 ) -> Thought:
     """Run prefixes, priors and latents. `given`: z [k, d] of every sample, for that kind."""
     check(model.recipe, thinking)
-    recipe = Recipe("none") if thinking.kind in ("off", "markers", "given") else model.recipe
     device, k, draws = model.scale.device, model.config.slots, thinking.draws
+    z, recipe = None, model.recipe
+    if thinking.kind == "given":
+        assert given is not None
+        z = torch.stack(given).to(device)
+    elif recipe.bottleneck and thinking.kind not in ("off", "markers"):
+        z = _drawn(prior_gaussians(model, samples, markers), samples, thinking, seed, model.config)
+    if z is not None or thinking.kind in ("off", "markers"):
+        recipe = Recipe("none")
+    if model.recipe.bottleneck:
+        samples = [without_pictures(s, model.backbone) for s in samples]
     batch = collate(samples, recipe, model.config, model.backbone, markers, answers=False).to(device)
     states, round_ = model.prompt_round(batch)
     if recipe.latents == "pause":
         ends = states[round_.layout.last_rows()].repeat_interleave(draws, 0)
         return Thought(ends, round_.fork([[0] * draws for _ in samples]) if draws > 1 else round_, draws, k + 2)
-    z = None
-    if thinking.kind == "given":
-        assert given is not None
-        z = torch.stack(given).to(device)
-    elif recipe.latents != "none":
+    if recipe.latents != "none":
         z = _drawn(model.prior_of(batch, states), samples, thinking, seed, model.config)
     if thinking.kind == "optional" or (z is None and thinking.kind != "markers"):
         return Thought(states[round_.layout.prefix_ends()].repeat_interleave(draws, 0), round_, draws, 0, z)
@@ -149,9 +154,9 @@ def check(recipe: Recipe, thinking: Thinking) -> None:
 
 
 @torch.no_grad()
-def prior_means(model: LatentVLM, samples: list[Encoded], markers: Markers) -> Tensor:
-    """The mean of p(z | x) of each sample [N, k, d]; ThoughtError where the model has no prior."""
+def prior_gaussians(model: LatentVLM, samples: list[Encoded], markers: Markers) -> Gaussian:
+    """p(z | x) of each sample, [N, k, d]; ThoughtError where the model has no prior."""
     check(model.recipe, Thinking("given"))
     batch = collate(samples, model.recipe, model.config, model.backbone, markers, answers=False).to(model.scale.device)
     states, _ = model.prompt_round(batch)
-    return model.prior_of(batch, states).mean
+    return model.prior_of(batch, states)

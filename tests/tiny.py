@@ -1,6 +1,7 @@
 """Small models and samples that several tests share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -63,13 +64,15 @@ def tiny_model(
     settled: bool = True,
     family: str = "qwen2_5_vl",
     kind: type[Model] = LatentVLM,  # type: ignore[assignment]
+    bottleneck: bool = False,
 ) -> Model:
     """A random model; `settled` heads are past their zero start, so that every gradient has a value."""
     torch.manual_seed(0)
     backbone = FAMILIES[family].from_config(tiny_config(family))
     if checkpoint_layers:
         backbone.checkpoint_layers(checkpoint_layers)
-    model = kind(backbone, LatentConfig(slots=4, width=16, head_width=32), RECIPES[objective])
+    recipe = replace(RECIPES[objective], bottleneck=bottleneck)
+    model = kind(backbone, LatentConfig(slots=4, width=16, head_width=32), recipe)
     model.reset_latent()
     if settled:
         for name in ("prior", "posterior"):
@@ -91,6 +94,7 @@ def encoded(key: str, images: Sequence[tuple[int, int]], words: int, answer: int
         answer=torch.randint(0, 480, (answer,), generator=generator),
         pixels=torch.randn(sum(h * w for h, w in images), 3 * 2 * 8 * 8, generator=generator),
         grids=torch.tensor([[1, h, w] for h, w in images], dtype=torch.long).reshape(-1, 3),
+        image_tokens=sum(h * w // 4 for h, w in images),
     )
 
 

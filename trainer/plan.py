@@ -125,6 +125,7 @@ def filled(model: LatentVLM, tokens: int, shape: Shape) -> Batch:
         answer=torch.zeros(shape.answer, dtype=torch.long),
         pixels=torch.empty(int(grid.prod()), backbone.patch_width, device=META),
         grids=grid,
+        image_tokens=shape.image,
     )
     each = cost(sample, model.recipe, model.config.slots)
     samples = [sample] * max(1, tokens // each)

@@ -86,15 +86,19 @@ class Flops:
 
     def __call__(self, batch: Batch) -> int:
         """FLOPs of a micro-step of training."""
-        samples: dict[int, tuple[int, list[int]]] = {}
+        prefixes: list[tuple[int, list[int]]] = []
+        # Branches of each sample's last prefix: the second round of a bottleneck has prefixes of its own.
+        newest: dict[int, list[int]] = {}
         for layout in filter(None, (batch.first, batch.second)):
             for segment in layout.segments:
                 if segment.branch == PREFIX:
-                    samples[segment.sample] = segment.length, []
+                    newest[segment.sample] = []
+                    prefixes.append((segment.length, newest[segment.sample]))
                 else:
-                    samples[segment.sample][1].append(segment.length)
+                    newest[segment.sample].append(segment.length)
         grids = batch.grids.tolist() if len(batch.image_rows) else []
-        return self.of(samples.values(), grids, len(batch.targets))
+        twice = self.per_sample * (len(prefixes) - batch.samples)  # latent parts of a sample run once
+        return self.of(prefixes, grids, len(batch.targets)) - twice
 
     def of(self, samples: Iterable[tuple[int, Sequence[int]]], grids: Iterable[Sequence[int]], targets: int) -> int:
         """FLOPs of a micro-step from its shapes alone.

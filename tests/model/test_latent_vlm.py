@@ -43,9 +43,19 @@ def largest(grads: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> float:
 @pytest.mark.parametrize("objective", list(RECIPES))
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_packed_rounds_equal_three_separate_passes(objective: str, checkpoint_layers: int, family: str):
-    model = tiny_model(objective, checkpoint_layers, family=family)
+    check_packed(objective, checkpoint_layers, family)
+
+
+@pytest.mark.parametrize("objective", [name for name, recipe in RECIPES.items() if recipe.rounds == 2])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_packed_rounds_equal_three_separate_passes_in_a_bottleneck(objective: str, family: str):
+    check_packed(objective, 2, family, bottleneck=True)
+
+
+def check_packed(objective: str, checkpoint_layers: int, family: str, bottleneck: bool = False) -> None:
+    model = tiny_model(objective, checkpoint_layers, family=family, bottleneck=bottleneck)
     packed = gradients(model)
-    plain = plain_copy(tiny_model(objective, family=family))
+    plain = plain_copy(tiny_model(objective, family=family, bottleneck=bottleneck))
     loss = sum(separate_loss(plain, [s], MARKERS, 3, WEIGHTS) for s in mixed_samples())
     loss.backward()
     torch.testing.assert_close(take_step(model, mixed_samples()), loss.detach(), rtol=1e-5, atol=0)
@@ -61,9 +71,10 @@ def test_packed_rounds_equal_three_separate_passes(objective: str, checkpoint_la
     assert len(differences) > 60
 
 
-def test_gradient_contract():
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_gradient_contract(bottleneck: bool):
     """The forward KL trains the prior alone, next-token loss and reverse KL the posterior alone."""
-    model = tiny_model()
+    model = tiny_model(bottleneck=bottleneck)
     ntp = gradients(model, Weights(0, 0, 1, 0))
     forward = gradients(model, Weights(1, 0, 0, 1))
     reverse = gradients(model, Weights(0, 1, 0, 1))

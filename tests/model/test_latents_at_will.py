@@ -13,7 +13,7 @@ from model.batch import noise_of
 from model.build import load_export, markers_of
 from model.generate import Decoding, Reply, generate, score
 from model.latent_vlm import LatentVLM
-from model.thinking import Thinking, ThoughtError, draw_name, prior_means
+from model.thinking import Thinking, ThoughtError, draw_name, prior_gaussians
 from tests.model.test_generate import image_places, plain_model
 from tests.refusal import refusal
 
@@ -130,7 +130,7 @@ def test_a_second_start_mark_is_a_word_like_others(eager_to_think, items, proces
 def test_given_latents_are_used(eager_to_think, items, processor) -> None:
     """The prior's own mean changes nothing, another item's does; also for options."""
     model, marks, some = eager_to_think, markers_of(processor), items[:10]
-    means = list(prior_means(model, some, marks))
+    means = list(prior_gaussians(model, some, marks).mean)
     own = replies(model, some, processor, Thinking())
     assert replies(model, some, processor, Thinking("given"), given=means) == own
     assert replies(model, some, processor, Thinking("given"), given=means[1:] + means[:1]) != own

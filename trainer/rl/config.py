@@ -117,6 +117,8 @@ def _fits_model(config: "Config") -> None:
             raise RLError(
                 f"{config.model.folder}: its {key} is {there}, and that of the run {here}; set {key} to the export's"
             )
+    if recipe.bottleneck:
+        raise RLError("objective.bottleneck: completions of such a model cannot be reinforced; take a model without")
     if recipe.rounds == 1 and rollout.slots == "optional":
         raise RLError(f"rl.rollout.slots is optional, and objective.name {name} has no latents; set it to always")
     if recipe.rounds == 1 and update.latents != "eps_replay":
