@@ -39,6 +39,9 @@ class ModelConfig(BaseModel):
 
     folder: Path = Field(description="Hugging Face folder with config, weights, tokenizer and image processor")
     architecture: Path | None = Field(None, description="a config.json to plan with where the folder is not")
+    latents: Literal["new", "export"] = Field(
+        "new", description="export: go on with the slots, heads and injection of the folder, an export of another run"
+    )
     freeze_vision: bool = Field(True, description="leave the vision tower as it is")
     checkpoint_layers: NonNegativeInt | Literal["all"] = Field(
         0, description="layers recomputed in the backward pass to save memory: the first so many, or all"
@@ -209,6 +212,27 @@ def load_latent(model: LatentVLM, folder: Path) -> None:
     wrong = [n for n in missing.missing_keys if not n.startswith("backbone.")] + missing.unexpected_keys
     if wrong:
         raise ModelError(f"{folder}/latent.safetensors: weights missing or left over: {wrong}; export again")
+
+
+def continue_latent(model: LatentVLM, folder: Path) -> None:
+    """Start a model's latent parts as an export's, of whatever objective; ModelError when they are of another size.
+
+    A posterior that the export has not starts as its prior.
+    """
+    there, here = latent_facts(folder)["latent"], model.config.model_dump()
+    if differ := [name for name in ("slots", "width", "head_width") if there[name] != here[name]]:
+        name = differ[0]
+        raise ModelError(f"{folder}: its latent.{name} is {there[name]}, that of the run {here[name]}; make them equal")
+    found = load_file(folder / "latent.safetensors")
+    for own, other in (("posterior.", "prior."), ("posterior_slots.", "slots.")):
+        if not any(name.startswith(own) for name in found):
+            found |= {own + n.removeprefix(other): x.clone() for n, x in found.items() if n.startswith(other)}
+    wanted = {
+        f"{part}.{name}" for part, module in model.latent_modules().items() for name, _ in module.named_parameters()
+    }
+    if missing := sorted(wanted - set(found)):
+        raise ModelError(f"{folder}: has no {missing[0]} to go on with; set model.latents to new")
+    model.load_state_dict({name: found[name] for name in wanted} | {"scale": found["scale"]}, strict=False)
 
 
 def load_plain(

@@ -23,6 +23,12 @@ class LatentConfig(BaseModel):
     slots: int = Field(8, ge=1, le=256, description="latent slots per sample, k")
     width: int = Field(512, ge=1, le=65536, description="width of a latent, d")
     head_width: int = Field(1024, ge=1, le=65536, description="hidden width of the Gaussian heads")
+    sigma: float = Field(
+        1.0,
+        gt=math.exp(LOG_SIGMA[0]),
+        lt=math.exp(LOG_SIGMA[1]),
+        description="first standard deviation of prior and posterior: with a small one z is sooner heard over it",
+    )
 
 
 class Gaussian(NamedTuple):
@@ -54,10 +60,11 @@ class ExactLinear(nn.Linear):
 
 
 class GaussianHead(nn.Module):
-    """Hidden states at the slots [N, k, C] to a Gaussian. The last layer starts at zero: N(0, I)."""
+    """Hidden states at the slots [N, k, C] to a Gaussian. At first it is N(0, sigma^2 I), whatever they are."""
 
     def __init__(self, hidden: int, config: LatentConfig) -> None:
         super().__init__()
+        self.log_sigma = math.log(config.sigma)
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.inner = ExactLinear(hidden, config.head_width)
         self.outer = ExactLinear(config.head_width, 2 * config.width)
@@ -67,12 +74,18 @@ class GaussianHead(nn.Module):
             layer.reset_parameters()
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
+        nn.init.constant_(self.outer.bias[self.outer.out_features // 2 :], _raw(self.log_sigma) - _raw(0.0))
 
     def forward(self, states: Tensor) -> Gaussian:
         states = self.norm(states.to(self.norm.weight.dtype))
         mean, raw = self.outer(F.silu(self.inner(states))).chunk(2, dim=-1)
         # Shifted so that a raw value of 0 is log sigma 0.
-        return Gaussian(mean, _MIDDLE + _HALF * torch.tanh(raw + math.atanh(-_MIDDLE / _HALF)))
+        return Gaussian(mean, _MIDDLE + _HALF * torch.tanh(raw + _raw(0.0)))
+
+
+def _raw(log_sigma: float) -> float:
+    """What tanh makes a log sigma of."""
+    return math.atanh((log_sigma - _MIDDLE) / _HALF)
 
 
 class Slots(nn.Module):

@@ -10,7 +10,7 @@ import argparse
 import io
 import itertools
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +105,19 @@ def config(vocabulary: int, width: int = 128, layers: int = 4, vision_layers: in
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
 
 
-def build(samples: list[Sample], out: Path, vocabulary: int = 1024, seed: int = 0) -> int:
-    """Write config.json, weights, tokenizer and image processor, all or nothing. Returns the number of parameters."""
+def build(
+    samples: list[Sample], out: Path, vocabulary: int = 1024, seed: int = 0, shape: Mapping[str, int] | None = None
+) -> int:
+    """Write config.json, weights, tokenizer and image processor, all or nothing. Returns the number of parameters.
+
+    `shape`: other arguments of `config` than its own.
+    """
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     tokenizer = train_tokenizer(samples, vocabulary)
     mean, std = pixel_statistics(samples[:500])
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config(len(tokenizer)))
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config(len(tokenizer), **shape or {}))
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     Qwen2VLImageProcessorPil(patch_size=PATCH, image_mean=mean, image_std=std).save_pretrained(part)

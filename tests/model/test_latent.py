@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 from model.latent import LOG_SIGMA, Gaussian, GaussianHead, Injection, LatentConfig, Slots, kl
@@ -35,12 +36,13 @@ def test_kl_gradients_are_those_of_the_derivation():
     torch.testing.assert_close(b.log_sigma.grad, 1 - ((2 * a.log_sigma).exp() + distance**2) / variance)
 
 
-def test_heads_start_at_the_unit_gaussian_and_stay_in_bounds():
-    head = GaussianHead(8, CONFIG)
+@pytest.mark.parametrize("sigma", [1.0, 0.05, 3.0])
+def test_heads_start_at_one_gaussian_and_stay_in_bounds(sigma: float):
+    head = GaussianHead(8, CONFIG.model_copy(update={"sigma": sigma}))
     head.reset()
     start = head(torch.randn(2, 3, 8))
     assert (start.mean == 0).all()
-    assert start.log_sigma.abs().max() < 1e-6
+    torch.testing.assert_close(start.log_sigma.exp(), torch.full((2, 3, 5), sigma))
     torch.nn.init.normal_(head.outer.weight, std=100)
     low, high = head(torch.randn(50, 3, 8)).log_sigma.aminmax()
     assert LOG_SIGMA[0] <= low < -3.9
