@@ -1,6 +1,7 @@
 """The DeepSpeed ZeRO-3 engine around a LatentVLM."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import deepspeed
@@ -8,7 +9,7 @@ import deepspeed.comm as dist
 import torch
 from transformers.integrations import HfDeepSpeedConfig
 
-from model.build import load_backbone, load_latent
+from model.build import continue_latent, load_backbone, load_latent
 from model.latent_vlm import LatentVLM
 from model.policy import Policy
 from trainer.config import Config, ConfigError
@@ -37,6 +38,8 @@ def build(config: Config, universal: bool = False) -> deepspeed.DeepSpeedEngine:
         load_latent(model, config.model.folder)
         model.freeze_unused(config.rl.update.latents)
         deepspeed.zero.register_external_parameter(model.target_entropy, model.target_entropy.weight)
+    elif config.model.latents == "export":
+        continue_latent(model, config.model.folder)
     # The same on every rank, by the seed; DeepSpeed splits them when it wraps the model.
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     for module in model.latent_modules().values():
@@ -72,13 +75,40 @@ def take_step(engine: deepspeed.DeepSpeedEngine, calls: Sequence[tuple[Any, ...]
     for call_number, call in enumerate(calls, 1):
         losses, more = engine(*call)
         for number, loss in enumerate(losses, 1):
-            if number > 1:
-                optimizer.clear_backward_seen_flag()
             last = call_number == len(calls) and number == rounds
-            engine.set_gradient_accumulation_boundary(last)
-            engine.backward(loss, scale_wrt_gas=False)
+            _backward(engine, loss, number, boundary=last)
             if last:
                 optimizer.finalize_gradient_accumulation_boundary()
             engine.step()
         found.append(more)
     return found
+
+
+def leave_gradients(engine: deepspeed.DeepSpeedEngine, calls: Sequence[tuple[Any, ...]]) -> None:
+    """The gradients of micro-steps, left in the optimizer's partitions (`partitions`), without a step and without a
+    trace: counts, schedule and the next take_step are as if it had not been.
+    """
+    optimizer = engine.optimizer
+    optimizer.grad_partitions_flat_buffer.zero_()
+    for call in calls:
+        losses, _ = engine(*call)
+        for number, loss in enumerate(losses, 1):
+            _backward(engine, loss, number, boundary=False)
+    optimizer.zero_grad()  # not those in the partitions; the next backward pass is the first of its step again
+
+
+def partitions(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, torch.Tensor]]:
+    """This rank's share of the gradient, flat, by the names of the weights that are trained."""
+    names, at = {id(weight): name for name, weight in engine.module.named_parameters()}, 0
+    for weight in chain.from_iterable(engine.optimizer.fp16_groups):  # in this order they lie in the buffer
+        size = weight.partition_numel()
+        yield names[id(weight)], engine.optimizer.grad_partitions_flat_buffer[at : at + size]
+        at += size
+
+
+def _backward(engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor, number: int, boundary: bool) -> None:
+    """The backward pass of a micro-step's round, counted from 1; `boundary`: the last before the optimizer's step."""
+    if number > 1:
+        engine.optimizer.clear_backward_seen_flag()
+    engine.set_gradient_accumulation_boundary(boundary)
+    engine.backward(loss, scale_wrt_gas=False)

@@ -1,4 +1,7 @@
-"""Steps that went wrong: a gradient that is not finite, and losses far above what they were."""
+"""Steps that went wrong: a gradient that is not finite, and losses far above what they were.
+
+What is measured while nothing is wrong: trainer/vitals.py.
+"""
 
 import math
 from pathlib import Path
@@ -22,6 +25,11 @@ class HealthConfig(BaseModel):
     )
     spike: float = Field(
         8.0, ge=0, description="standard deviations above its mean from which a loss counts as a spike; 0: none does"
+    )
+    vitals_every: int = Field(
+        500,
+        ge=0,
+        description="steps from one look at each loss's gradient and at the latents to the next; 0: none; rl has none",
     )
 
 

@@ -23,6 +23,7 @@ from trainer.report import Counts, Reporter, Step
 from trainer.saver import Saver
 from trainer.signals import Stop
 from trainer.throughput import Flops
+from trainer.vitals import Vitals
 from trainer.watch import Watch
 
 
@@ -41,6 +42,7 @@ def train(
     run, rank = config.run.path, dist.get_rank()
     flops, profiler = Flops(engine.module), Profiler(config, rank)
     saver, health, ledger = Saver(config, engine), Health(config.health, run, rank), Ledger(run / "samples", rank)
+    vitals = Vitals(config, engine)
     first, stopping = progress.step, False
     with contextlib.closing(_feed(config, engine.module, packs, markers)) as feed:
         while progress.step < config.train.steps and not stopping:
@@ -54,6 +56,9 @@ def train(
                 counts = _global_counts(batches, feed.state, flops, engine, saver, stop)
                 saver.settle(counts.written, counts.unwritten)
                 weights, skipped = _weights(config, progress.step, counts), engine.skipped_steps
+                if vitals.due(progress.step + 1):
+                    reporter.vitals(progress.step + 1, vitals.look(batches, weights))
+                    watch.at(progress.step + 1, "step", 1)
                 found = take_step(engine, [(batch, weights) for batch in batches], config.objective.recipe.rounds)
                 parts = torch.stack(found).sum(0)
                 dist.all_reduce(parts)

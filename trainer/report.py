@@ -85,6 +85,11 @@ class Reporter:
             self.bar.set_postfix_str(postfix(metrics), refresh=False)
             self.steps.clear()
 
+    def vitals(self, step: int, values: dict[str, float]) -> None:
+        """Log what a look before a step found; what is not finite is left out."""
+        if self.tracker:
+            self.tracker.metrics({name: value for name, value in values.items() if math.isfinite(value)}, step)
+
     def losses(self, engine: DeepSpeedEngine) -> dict[str, float]:
         """Means over the steps taken in; nats are per sample, losses as they are optimised."""
         steps = [step for step in self.steps if not step.skipped] or self.steps

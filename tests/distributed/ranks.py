@@ -70,6 +70,7 @@ class Losses:
         self.losses: list[float] = []
         self.said: list[str] = []
         self.weights: list[float] = []  # a sum over this rank's
+        self.looks: dict[int, dict[str, float]] = {}  # by step
         self.stop_after = stop_after
 
     def step(self, progress: Progress, engine: deepspeed.DeepSpeedEngine, step: Step, saving: dict[str, float]) -> None:
@@ -77,6 +78,9 @@ class Losses:
         self.weights.append(sum(float(flat.double().sum()) for flat in engine.optimizer.fp32_partitioned_groups_flat))
         if progress.step == self.stop_after:
             raise KeyboardInterrupt
+
+    def vitals(self, step: int, values: dict[str, float]) -> None:
+        self.looks[step] = values
 
     def say(self, message: str | None) -> None:
         self.said += [message] if message else []

@@ -32,6 +32,7 @@ class Runner:
             "train.tokens": 700,
             "train.save_every": SAVE_EVERY,
             "train.log_every": 1,
+            "health.vitals_every": SAVE_EVERY,
             "train.precision": "fp32",
         }
 
@@ -124,6 +125,7 @@ def test_metrics_are_logged(runner: Runner, whole: str):
     run = MlflowClient(summary["mlflow_uri"]).get_run(summary["mlflow_run_id"])
     expected = {"loss/ntp", "loss/forward_kl", "loss/reverse_kl", "weight/beta", "weight/gamma", "sigma/prior"}
     expected |= {"nats/forward_kl_per_sample", "sigma/posterior", "lr/backbone", "lr/latent", "gradient_norm"}
+    expected |= {"health/gradient_norm/reverse_kl/posterior", "health/active/forward_kl", "health/sigma_prior/min"}
     expected |= {"speed/tokens_per_second", "speed/data_wait_share"}
     assert expected <= set(run.data.metrics)
     assert all(value == value for value in run.data.metrics.values()), "a metric is not a number"

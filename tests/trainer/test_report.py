@@ -101,10 +101,19 @@ def test_memory_of_a_device_is_counted_anew_after_each_line(monkeypatch: pytest.
     assert calls == ["reset"]
 
 
+def test_what_a_look_found_is_logged_at_its_step_as_far_as_it_is_finite():
+    tracker = Tracker()
+    reporter = reporter_of(tracker)
+    reporter.vitals(500, {"health/injected_norm": 1.5, "health/gradient_norm/ntp/prior": float("nan")})
+    reporter.close()
+    assert tracker.logged == {500: {"health/injected_norm": 1.5}}
+
+
 def test_other_ranks_say_nothing(capfd: pytest.CaptureFixture[str]):
     reporter = reporter_of(None)
     engine: Any = None
     reporter.step(Progress(step=1), engine, step_of(), {})
+    reporter.vitals(1, {"health/injected_norm": 1.0})
     reporter.close()
     assert not reporter.steps
     assert capfd.readouterr().err == ""
