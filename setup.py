@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["trainer*", "model*", "data*", "eval*"]),
-    package_data={"eval": ["*.html", "*.css"], "trainer.rl": ["*.html", "*.css"]},
+    package_data={name: ["*.html", "*.css"] for name in ("eval", "eval.diagnosis", "trainer.rl")},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",
@@ -27,6 +27,7 @@ setup(
         "tokenizers",
         "numpy",
         "scipy",
+        "scikit-learn",  # linear probes of latents
         "statsmodels>=0.14",  # Wilson, McNemar, Holm
         "requests",  # an OpenAI-compatible judge
         "pillow>=11",

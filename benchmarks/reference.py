@@ -2,8 +2,8 @@
 
 `separate_loss` takes an AMVL step in three passes of transformers' own model over [prompt, slots], [prompt, answer,
 slots] and [prompt, start, z, end, answer] (research code does it so; in a bottleneck, the last prompt without its
-pictures), and shares nothing but the weights with the packed rounds. `separate_policy_loss` does so with completions, in two passes each. `transformers_loss` is the
-fine-tuning loss as transformers gives it for input_ids and labels.
+pictures), and shares nothing but the weights with the packed rounds. `separate_policy_loss` does so with completions,
+in two passes each. `transformers_loss` is the fine-tuning loss as transformers gives it for input_ids and labels.
 """
 
 import copy

@@ -118,8 +118,8 @@ def settings(arguments: argparse.Namespace) -> "Settings":
     from eval.settings import Settings, SettingsError
 
     given = {name: getattr(arguments, name) for name in Settings.model_fields if hasattr(arguments, name)}
-    given.pop("blind")  # the flag asks for a second run
-    given["stop"] = tuple(arguments.stop or ()) or None
+    given.pop("blind", None)  # the flag asks for a second run
+    given["stop"] = tuple(given.get("stop") or ()) or None
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -1,8 +1,9 @@
 """An evaluation from a benchmark and a model to predictions, results, scores and a page."""
 
+import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,16 +133,17 @@ def _facts(model: Model, prompt: Prompt, request: Request) -> dict[str, Any]:
         "judge": request.judge.model if request.judge else None,
         **request.facts,
         "device": device,
-        "versions": dict(_versions()),
+        "versions": versions(),
     }
 
 
-def _versions() -> Iterable[tuple[str, str]]:
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on, as far as they are there."""
+    found = {}
     for package in ("amvl", *PACKAGES):
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _baseline(folder: Path, benchmark: Benchmark, items: list[Item]) -> list[Result]:

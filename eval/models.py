@@ -3,15 +3,18 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
+import yaml
 from transformers import Qwen2VLImageProcessorPil
 
 from data.processor import Processor
+from data.sample import DataError
 from eval.settings import Settings
 from model.attention import choose
 from model.build import LATENT_FACTS, ModelError, check_weights, load_export, load_plain, read_architecture
@@ -44,6 +47,32 @@ class Model:
     def recipe(self) -> Recipe:
         facts = _json(self.folder / LATENT_FACTS) if self.latent else None
         return Recipe(**facts["recipe"]) if facts else RECIPES["sft"]
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """What it was trained by; empty of a plain model."""
+        found: dict[str, Any] = _json(self.folder / LATENT_FACTS)["objective"] if self.latent else {}
+        return found
+
+    @property
+    def results(self) -> Path:
+        """Where its evaluations are, one folder each."""
+        if self.run:
+            return self.run / "eval" / self.folder.name
+        return Path("runs") / "eval" / f"{self.folder.resolve().name}-{self.id[:8]}"
+
+    def data(self, name: Literal["train", "heldout"]) -> Any:
+        """What the config of its run names as training or held-out data; DataError where it names none."""
+        flag = {"train": "--train", "heldout": "--data"}[name]
+        if self.run is None:
+            raise DataError(
+                f"{self.folder}: stands outside a run, so its data.{name} is not known; name the set with {flag}"
+            )
+        path = self.run / "config.yaml"
+        found = yaml.safe_load(path.read_text())["data"][name]
+        if found is None:
+            raise DataError(f"{path}: data.{name} is not set; name the set with {flag}")
+        return found
 
     def effective(self, settings: Settings) -> Settings:
         """The same settings with what is left to the model filled in; an error where it cannot do so."""
@@ -121,11 +150,28 @@ def find_model(path: Path, step: int | None = None) -> Model:
     )
 
 
-def _of_run(run: Path, step: int | None) -> Model:
+def every_step(model: Model) -> Iterator[Model]:
+    """All that are left of the run that a model belongs to, the earliest first; those not exported yet are."""
+    if model.run:
+        for step in sorted(_steps(model.run) | set(_exports(model.run))):
+            yield _of_run(model.run, step)
+
+
+def _exports(run: Path) -> dict[int, Path]:
+    """Folders by step."""
     there = (p.parent for p in run.glob(f"export/*/{LATENT_FACTS}"))
-    exports = {_step(folder): folder for folder in there if re.fullmatch(r"step_\d+", folder.name)}
+    return {_step(folder): folder for folder in there if re.fullmatch(r"step_\d+", folder.name)}
+
+
+def _steps(run: Path) -> set[int]:
+    """Of complete checkpoints."""
     complete = (p.parent for p in run.glob("checkpoints/*/complete.json"))
-    steps = {_step(folder) for folder in complete if re.fullmatch(r"step_\d+", folder.name)} | set(exports)
+    return {_step(folder) for folder in complete if re.fullmatch(r"step_\d+", folder.name)}
+
+
+def _of_run(run: Path, step: int | None) -> Model:
+    exports = _exports(run)
+    steps = _steps(run) | set(exports)
     wanted = max(steps, default=None) if step is None else step
     if wanted in exports:
         return _export(exports[wanted])

@@ -32,6 +32,7 @@ ALIKE = {  # why z stays what it is, where it is not that items are alike
     "zero": "as that mean is nearly zero",
     "first_slot": "as an item has one slot alone, or slots that hardly differ",
     "shuffled": "as an item's slots hardly differ",
+    "oracle": "as the posterior agrees with it",  # an arm of the diagnosis alone
 }
 ONE_SLOT = "one slot alone has no other order"
 

@@ -66,7 +66,7 @@ def prompt_of(benchmark: Benchmark, request: Request) -> Prompt:
 
 def folders(benchmark: Benchmark, model: Model, request: Request, more: str = "") -> Folders:
     """`more`: what the folder's name ends with. What was said stays where it is, however it is read."""
-    said = request.out or _folder(model) / f"{label(benchmark, request)}{more}"
+    said = request.out or model.results / f"{label(benchmark, request)}{more}"
     read = reading(request)
     return Folders(said, said / ",".join(read) if read and not request.out else said)
 
@@ -91,9 +91,3 @@ def reading(request: Request) -> list[str]:
     """How replies are read, where that was asked for by hand."""
     rules = [f"rules={request.rules}"] if request.rules != "plain" else []
     return [*rules, *([f"judge={request.judge.model}".replace("/", "_")[:100]] if request.judge else [])]
-
-
-def _folder(model: Model) -> Path:
-    if model.run:
-        return model.run / "eval" / model.folder.name
-    return Path("runs") / "eval" / f"{model.folder.resolve().name}-{model.id[:8]}"

@@ -8,7 +8,6 @@ summary.json and to its MLflow run.
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import cli
@@ -29,8 +28,8 @@ def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
     from eval.text_baseline import TextBaseline
 
     model = cli.found(arguments)
-    train = arguments.train or [one["folder"] for one in _data_of(model, "train")]
-    benchmark = shards.read(arguments.data or _data_of(model, "heldout"))
+    train = arguments.train or [one["folder"] for one in model.data("train")]
+    benchmark = shards.read(arguments.data or model.data("heldout"))
     text = TextBaseline(sample.text for folder in train for sample in read_set(folder))
 
     def baseline(items: "list[Item]") -> tuple[list[bool], dict[str, float]]:
@@ -47,7 +46,7 @@ def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
         return levels | {"n": scores.n, "by_task": by_task} | wall
 
     # The run's own figures are those on its own set.
-    own = arguments.data is None or (model.run and arguments.data == _config(model.run)["data"]["heldout"])
+    own = arguments.data is None or (model.run and arguments.data == model.data("heldout"))
     more = {"max_new_tokens": MOST_TOKENS, "text": baseline, "summary": summary if own else lambda scores: {}}
     return benchmark, model, cli.request(arguments, benchmark, **more)
 
@@ -56,28 +55,6 @@ def _text(item: "Item") -> Any:
     from data.sample import Text
 
     return Text(question=item.question, answer=item.label, choices=item.choices, task=item.task, source=item.key)
-
-
-def _data_of(model: "Model", name: str) -> Any:
-    """What the run's config names as its training or held-out data."""
-    from data.sample import DataError
-
-    flag = {"train": "--train", "heldout": "--data"}[name]
-    if model.run is None:
-        raise DataError(
-            f"{model.folder}: stands outside a run, so its data.{name} is not known; name the set with {flag}"
-        )
-    values = _config(model.run)["data"][name]
-    if values is None:
-        raise DataError(f"{model.run / 'config.yaml'}: data.{name} is not set; name the set with {flag}")
-    return values
-
-
-def _config(run: Path) -> dict[str, Any]:
-    import yaml
-
-    values: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
-    return values
 
 
 def parser() -> argparse.ArgumentParser:
