@@ -52,7 +52,7 @@ class ObjectiveConfig(BaseModel):
         "token",
         description="token: nats over the number of target tokens (beta=1 is an ELBO); mean: over k, d, samples",
     )
-    beta: float = Field(1.0, ge=0, description="height of the forward KL's weight")
+    beta: float = Field(0.1, ge=0, description="height of the forward KL's weight")
     gamma: float = Field(1.0, ge=0, description="height of the reverse KL's weight")
     early: tuple[float, float] = Field((0.0, 0.1), description="share of steps where the first weight rises, from, to")
     late: tuple[float, float] = Field((0.3, 0.4), description="share of steps where the second weight rises, from, to")

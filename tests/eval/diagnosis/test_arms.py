@@ -63,7 +63,7 @@ def test_every_arm_is_there() -> None:
 
 def test_without_a_posterior_its_arms_are_not_there() -> None:
     with_, without = (arms_of(items("AB"), posterior=p)["item-00"] for p in (True, False))
-    assert set(with_) - set(without) == {OWN, ORACLE, *map(shown, (1, 2, 3))} and set(without) < set(with_)
+    assert set(with_) - set(without) == {OWN, ORACLE, "prior", *map(shown, (1, 2, 3))} and set(without) < set(with_)
 
 
 def test_what_the_arms_are() -> None:
