@@ -1,5 +1,6 @@
 # make train     everything from a bare machine to a trained, evaluated model (runs/quickstart)
 # make rl        the quickstart's model reinforced on puzzles (runs/quickstart_rl; with SEED=1 runs/quickstart_rl_1)
+# make study     all objectives compared on generated tasks, some 90 minutes on 2 cores; goes on where it was (runs/study)
 # make test      lint, types and tests; KERNELS=1 adds those of the fused modules (Triton's interpreter, 1 GB)
 # make test-long the tests that take many minutes: one run killed 50 times, one evaluation 20 times
 # make test-gpu  the tests that need a CUDA GPU
@@ -27,7 +28,7 @@ endif
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train rl test test-long test-gpu check puzzles clean
+.PHONY: train rl study test test-long test-gpu check puzzles clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -46,6 +47,11 @@ rl: $(VENV)/installed
 	$(ANSWER) --checkpoint $(RUN) --train $(DATA)/puzzles_train --out $(RL)/before
 	$(ANSWER) --checkpoint $(RL) --out $(RL)/after
 	$(BIN)/python eval/compare.py $(RL)/before $(RL)/after
+
+study: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study prepare
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study run
+	$(BIN)/python -m benchmarks.study report
 
 test: check $(if $(KERNELS),$(VENV)/kernels)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

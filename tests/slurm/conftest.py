@@ -28,7 +28,7 @@ class Place:
         self.slurm, self.folder = slurm, folder
         shutil.copytree(ROOT / "slurm", folder / "slurm")
         evaluators = (f"eval/run_{name}.py" for name in ("shards", "blink", "visual_puzzles", "tsv"))
-        for name in ("trainer/main.py", *evaluators):
+        for name in ("trainer/main.py", "eval/diagnose.py", *evaluators):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(Path(__file__).with_name("stand_in.py"), folder / name)
 

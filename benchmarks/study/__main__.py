@@ -1,0 +1,123 @@
+"""The study: does AMVL do what it claims? All objectives, several seeds, the same budget and the same held-out items.
+
+    python -m benchmarks.study prepare          data, and the models that all jobs begin with
+    python -m benchmarks.study run              all jobs that have no result yet, two at a time
+    python -m benchmarks.study job NUMBER       one of them (slurm/study.sh runs them as an array)
+    python -m benchmarks.study report --save    table, paired tests and plots from the results there are
+
+Every training is a process of its own, and one that was broken off goes on from its checkpoint or begins again.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.study.data import TRAIN
+from benchmarks.study.jobs import all_jobs
+from data.sample import UserError
+
+CONFIG, OUT = Path("configs/study.yaml"), Path("runs/study")
+PORT = 29600  # of the first training; each has one of its own
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m benchmarks.study", description=(__doc__ or "").splitlines()[0])
+    found.add_argument("what", choices=("prepare", "stage", "list", "run", "job", "report"))
+    found.add_argument("number", nargs="?", type=int, help="of a job, or of a stage of the preparation, from 0 on")
+    found.add_argument("--config", type=Path, default=CONFIG, help=f"of the trainer; default {CONFIG}")
+    found.add_argument("--out", type=Path, default=OUT, help=f"folder of data, runs and results; default {OUT}")
+    found.add_argument("--parallel", type=int, default=2, metavar="N", help="jobs at a time; default 2")
+    found.add_argument("--only", default="", metavar="TEXT", help="jobs whose name holds this")
+    found.add_argument("--samples", type=int, default=TRAIN, metavar="N", help=f"puzzles to train on; default {TRAIN}")
+    found.add_argument("--save", action="store_true", help="keep the report in benchmarks/results")
+    return found
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    try:
+        code = act(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.stdout.flush()
+    os._exit(code)  # as trainer/main.py does: at the end of the interpreter, backends wait for ranks that are gone
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Do it. Returns the exit code."""
+    jobs = {number: job for number, job in enumerate(all_jobs()) if arguments.only in job.name}
+    if arguments.what == "list":
+        for number, job in jobs.items():
+            print(number, job.name, *job.settings)
+        return 0
+    if arguments.what == "run":
+        there = {number for number, job in jobs.items() if (arguments.out / "results" / f"{job.name}.json").exists()}
+        names = {number: job.name for number, job in jobs.items() if number not in there}
+        return run_all("job", names, arguments, arguments.parallel)
+    if arguments.what == "prepare":
+        return prepare_all(arguments)
+    if arguments.what == "report":
+        from benchmarks.study.report import report
+
+        return report(arguments.out, arguments.save)
+    from trainer.signals import Stop
+
+    stop = Stop()  # before the imports that take seconds
+    if arguments.what == "stage":
+        from benchmarks.study.prepare import prepare
+
+        return prepare(arguments.config, arguments.out, stop, arguments.number, arguments.samples)
+    if arguments.number not in jobs:
+        raise UserError(f"job {arguments.number}: there are 0 to {len(all_jobs()) - 1}; `list` names them")
+    from benchmarks.study.job import do
+
+    return do(jobs[arguments.number], arguments.config, arguments.out, stop)
+
+
+def prepare_all(arguments: argparse.Namespace) -> int:
+    """Kind by kind, as each begins with the one before."""
+    from benchmarks.study.prepare import STAGES, stages
+
+    names = {number: f"{name} {slots or ''}".strip() for number, (name, slots) in enumerate(stages())}
+    for kind in STAGES:
+        own = {number: name for number, name in names.items() if name.split()[0] == kind}
+        if code := run_all("stage", own, arguments, arguments.parallel):
+            return code
+    return 0
+
+
+def run_all(what: str, names: dict[int, str], arguments: argparse.Namespace, parallel: int) -> int:
+    """Trainings by number, so many at a time; 1 where one failed, when all others are done."""
+    failed: list[int] = []
+    with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(names), unit=what) as bar:
+
+        def one(number: int) -> None:
+            log = arguments.out / "logs" / f"{what}_{names[number].replace(' ', '_')}.txt"
+            if code := _run([what, str(number)], number, log, arguments):
+                failed.append(number)
+                bar.write(f"{names[number]}: exit code {code}; {log}")
+            bar.update()
+
+        list(pool.map(one, names))
+    return 1 if failed else 0
+
+
+def _run(words: Sequence[str], number: int, log: Path, arguments: argparse.Namespace) -> int:
+    """This program once more, in a process of its own, with what it says in a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    where = ["--config", str(arguments.config), "--out", str(arguments.out), "--samples", str(arguments.samples)]
+    environment = os.environ | {"MASTER_PORT": str(PORT + number)}
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "benchmarks.study", *words, *where]
+        return subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

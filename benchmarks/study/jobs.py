@@ -1,0 +1,96 @@
+"""What the study trains: every job is one run of the trainer, told apart by task, variant and seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.objective import RECIPES
+
+SEEDS, FEW_SEEDS = range(5), range(3)
+TASKS = {
+    "noisy": "half of the answers are drawn: the picture leaves them open. At first the posterior hands answers over",
+    "hidden": "pictures reach the answer through z alone, 3 answers in 10 are drawn. At first z carries the picture",
+}
+PICTURES, LEAKS = "pictures", "leaks"  # what jobs begin with (benchmarks/study/prepare.py)
+STARTS = {"noisy": LEAKS, "hidden": PICTURES}
+SLOTS = (4, 8, 16)  # the first is the study's default
+BASE = "amvl"  # what every variant is compared with: the shipped defaults
+AMVL, ELBO = "objective.name=amvl", "objective.name=elbo"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    task: str
+    variant: str
+    seed: int
+    settings: tuple[str, ...]  # overrides of the trainer's configuration
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.variant}-{self.seed}".replace("=", "_").replace(" ", "_")
+
+    @property
+    def slots(self) -> int:
+        """k."""
+        return next((int(s.split("=")[1]) for s in self.settings if s.startswith("latent.slots=")), SLOTS[0])
+
+    def overrides(self, out: Path, start: Path) -> list[str]:
+        """All that this job changes in the configuration; `start`: the export that it begins with."""
+        data = out / "data" / self.task
+        bottleneck = ["objective.bottleneck=true"] if self.task == "hidden" else []
+        return [
+            f"run.name={self.name}",
+            f"run.folder={out / 'runs'}",
+            f"run.seed={self.seed}",
+            f"data.train={data / 'train'}",
+            f"data.heldout={data / 'heldout'}",
+            f"model.folder={start}",
+            "model.latents=export",
+            *bottleneck,
+            *self.settings,
+        ]
+
+
+def objectives(task: str) -> dict[str, tuple[str, ...]]:
+    """All objectives as shipped, and the other order, by name with their overrides."""
+    found: dict[str, tuple[str, ...]] = {
+        name: (f"objective.name={name}",)
+        for name, recipe in RECIPES.items()
+        if task != "hidden" or recipe.rounds == 2  # the others would be blind
+    }
+    return found | {"amvl order=reverse_first": (AMVL, "objective.order=reverse_first")}
+
+
+def settings() -> dict[str, tuple[str, ...]]:
+    """One setting at a time, of AMVL or of the ELBO."""
+    found: dict[str, tuple[str, ...]] = {
+        f"amvl gamma={x}": (AMVL, f"objective.gamma={x}") for x in ("0.01", "0.03", "0.1", "0.3")
+    }
+    found |= {f"elbo beta={x}": (ELBO, f"objective.beta={x}") for x in ("0.3", "1")}
+    found |= {f"amvl beta={x}": (AMVL, f"objective.beta={x}") for x in ("0.01", "1")}
+    found |= {f"amvl k={k}": (AMVL, f"latent.slots={k}") for k in SLOTS[1:]}
+    found |= {"amvl late=0-0.1": (AMVL, "objective.late=[0.0,0.1]")}
+    return found | {"amvl reduction=mean": (AMVL, "objective.kl_reduction=mean")}
+
+
+def variants(task: str) -> dict[str, tuple[str, ...]]:
+    """All of a task, by name with their overrides."""
+    return objectives(task) | settings()
+
+
+def all_jobs() -> list[Job]:
+    """In an order in which those done so far compare, whenever it is broken off."""
+    return list(_jobs())
+
+
+def _jobs() -> Iterator[Job]:
+    for seed in SEEDS:
+        for task in TASKS:
+            for variant, overrides in objectives(task).items():
+                yield Job(task, variant, seed, overrides)
+    for seed in FEW_SEEDS:
+        for variant, overrides in settings().items():
+            for task in TASKS:
+                yield Job(task, variant, seed, overrides)

@@ -1,0 +1,83 @@
+"""What all jobs start from: models in which the way that an answer could take is open already.
+
+`answers`: the backbone learns to answer clean puzzles (sft). `pictures` goes on to do so through z alone (deterministic,
+in a bottleneck): the way from picture through prior and z to the answer is open. `leaks` goes on from there with answers
+most of which are drawn, and a posterior that nothing holds back (ntp): it learns to hand them over. So the study does
+not ask whether a way opens in the few steps of a job, which is a matter of luck and learning rates, but which ways an
+objective keeps, and which it closes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.study import data
+from benchmarks.study.data import CLEAN, DRAWN
+from benchmarks.study.jobs import LEAKS, PICTURES, SLOTS
+from trainer import config as configuration
+from trainer.config import Config
+from trainer.finish import export_folder
+from trainer.run import run
+from trainer.signals import Stop
+
+
+class Stage(NamedTuple):
+    """One training."""
+
+    times: int  # its steps, over those of a job
+    rate: float  # its learning rate of the latent parts, over that of a job
+    data: str
+    settings: tuple[str, ...]
+
+
+ANSWERS = "answers"
+STAGES = {
+    ANSWERS: Stage(3, 1.0, CLEAN, ("objective.name=sft",)),
+    PICTURES: Stage(4, 1.0, CLEAN, ("objective.name=deterministic", "objective.bottleneck=true")),
+    LEAKS: Stage(4, 2.0, DRAWN, ("objective.name=ntp", "model.latents=export")),
+}
+
+
+def stages() -> list[tuple[str, int | None]]:
+    """All trainings with their number of slots; each needs that of the same slots before it."""
+    return [(ANSWERS, None), *((name, slots) for name in (PICTURES, LEAKS) for slots in SLOTS)]
+
+
+def start_of(config: Path, out: Path, name: str, slots: int) -> Path:
+    """The export of a training, which jobs with so many slots begin with."""
+    return export_folder(_config(config, out, name, slots))
+
+
+def prepare(config: Path, out: Path, stop: Stop, number: int, samples: int) -> int:
+    """One of the trainings, and before the first the data, so many samples. Returns the exit code.
+
+    One that is done does nothing.
+    """
+    name, slots = stages()[number]
+    if number == 0:
+        data.build(out / "data", samples)
+    settings = _config(config, out, name, slots)
+    if (export_folder(settings) / "latent.json").exists():
+        return 0
+    return run(settings, stop)
+
+
+def _config(config: Path, out: Path, name: str, slots: int | None) -> Config:
+    return configuration.load(config, list(_settings(config, out, name, slots)))
+
+
+def _settings(config: Path, out: Path, name: str, slots: int | None) -> Iterator[str]:
+    plain, stage = configuration.load(config, []), STAGES[name]
+    yield f"run.name={name}" if slots is None else f"run.name={name}_{slots}"
+    yield f"run.folder={out / 'runs'}"
+    yield f"data.train={out / 'data' / stage.data / 'train'}"
+    yield f"data.heldout={out / 'data' / stage.data / 'heldout'}"
+    yield f"train.steps={stage.times * plain.train.steps}"
+    yield f"train.latent_lr={stage.rate * plain.train.latent_lr}"
+    if slots is not None:
+        yield f"latent.slots={slots}"
+        before, of = (ANSWERS, None) if name == PICTURES else (PICTURES, slots)
+        yield f"model.folder={export_folder(_config(config, out, before, of))}"
+    elif plain.model.folder.name == data.UNTRAINED:  # made here; other configs name a trained model of their own
+        yield f"model.folder={out / 'data' / data.UNTRAINED}"
+    yield from stage.settings

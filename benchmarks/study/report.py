@@ -1,0 +1,197 @@
+"""From the results of all jobs to a table, paired tests and one page of plots.
+
+Seeds are the samples: every number is a mean over them with Student's 95 % interval, and every comparison with AMVL's
+defaults is paired by seed, as a seed fixes first weights, sample order and noise.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.record import RESULTS, circumstances
+from benchmarks.study.job import read
+from benchmarks.study.jobs import BASE, TASKS, variants
+from data.sample import UserError
+from eval.tables import piped
+
+Result = Mapping[str, Any]
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with its 95 % interval; the interval is infinite with one seed."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def sure(self) -> bool:
+        """Whether 0 is outside."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """By Student's t; of values that are all the same, that value alone."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Interval(mean, -np.inf, np.inf, n)
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def _found(*path: str) -> Callable[[Result], float | None]:
+    """A number of the findings, None where the objective has none."""
+
+    def get(result: Result) -> float | None:
+        at: Any = result["findings"]
+        for name in path:
+            if at is None:
+                return None
+            at = at.get(name)
+        return at["value"] if isinstance(at, dict) else at
+
+    return get
+
+
+def _lost(arm: str) -> Callable[[Result], float | None]:
+    """Accuracy, by right answers, that another arm costs."""
+
+    def get(result: Result) -> float | None:
+        accuracy = result["accuracy"]
+        return accuracy[arm] - accuracy["kept"] if arm in accuracy else None
+
+    return get
+
+
+METRICS: dict[str, Callable[[Result], float | None]] = {
+    "accuracy": lambda result: result["accuracy"]["kept"],
+    "nats": _found("gap", "sources", "prior_mean", "nats"),
+    "gap": _found("gap", "mean"),
+    "gap drawn": _found("gap", "drawn"),
+    "leak rate": _found("leakage", "rate"),
+    "leak base": _found("leakage", "base"),
+    "sensitivity": _found("leakage", "sensitivity"),
+    "removed": _lost("removed"),
+    "other item": _lost("other_item"),
+    "probe q": _found("leakage", "probe_posterior"),
+    "probe p": _found("leakage", "probe_prior"),
+    "inflation": _found("leakage", "inflation"),
+}
+
+
+class Row(NamedTuple):
+    """One variant of one task."""
+
+    task: str
+    variant: str
+    metrics: dict[str, Interval]
+    against: dict[str, Interval]  # BASE's value less this one's, paired by seed; empty for BASE
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """Of all variants that have results, in the order of the study."""
+    by_name: dict[tuple[str, str], dict[int, Result]] = {}
+    for result in results:
+        by_name.setdefault((result["task"], result["variant"]), {})[result["seed"]] = result
+    found = []
+    for task in TASKS:
+        base = by_name.get((task, BASE), {})
+        for variant in variants(task):
+            if (own := by_name.get((task, variant))) is not None:
+                against = {} if variant == BASE else _paired(base, own)
+                found.append(Row(task, variant, _means(list(own.values())), against))
+    return found
+
+
+def _means(own: Sequence[Result]) -> dict[str, Interval]:
+    values = {name: [get(result) for result in own] for name, get in METRICS.items()}
+    return {name: interval([x for x in xs if x is not None]) for name, xs in values.items() if None not in xs}
+
+
+def _paired(base: Mapping[int, Result], own: Mapping[int, Result]) -> dict[str, Interval]:
+    seeds = sorted(set(base) & set(own))
+    found = {}
+    for name, get in METRICS.items():
+        pairs = [(get(base[seed]), get(own[seed])) for seed in seeds]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
+        if differences and len(differences) == len(pairs):
+            found[name] = interval(differences)
+    return found
+
+
+def read_all(out: Path) -> list[Result]:
+    """The results that are there, in the order of their names."""
+    return [read(path) for path in sorted((out / "results").glob("*.json"))]
+
+
+def cell(of: Interval | None, form: str = ".3f") -> str:
+    if of is None:
+        return ""
+    spread = f" ± {of.mean - of.low:{form}}" if np.isfinite(of.low) else ""
+    return f"{of.mean:{form}}{spread}"
+
+
+SHOWN = ("accuracy", "nats", "gap", "leak rate", "leak base", "sensitivity", "removed", "other item")
+
+
+def table(found: Sequence[Row], task: str) -> list[str]:
+    """The lines of a Markdown table of one task's variants."""
+    header = ["objective", "seeds", *SHOWN]
+    lines = [header]
+    for row in found:
+        if row.task == task:
+            seeds = row.metrics["accuracy"].n
+            lines.append([row.variant, str(seeds), *(cell(row.metrics.get(name)) for name in SHOWN)])
+    return piped(lines)
+
+
+def comparison(found: Sequence[Row], task: str) -> list[str]:
+    """The same for AMVL's defaults less each variant, paired by seed; * where the interval excludes 0."""
+    lines = [["amvl less", *SHOWN]]
+    for row in found:
+        if row.task == task and row.against:
+            marked = (row.against.get(name) for name in SHOWN)
+            lines.append([row.variant, *(cell(x) + ("*" if x is not None and x.sure else "") for x in marked)])
+    return piped(lines)
+
+
+def write(out: Path, found: Sequence[Row], results: Sequence[Result], saved: bool) -> list[Path]:
+    """Tables and plots into the study's folder and, `saved`, into benchmarks/results with machine and versions."""
+    from benchmarks.study.plots import draw
+
+    folder = RESULTS if saved else out
+    lines = [f"{len(results)} runs; means over seeds ± Student's 95 % interval", ""]
+    for task, words in TASKS.items():
+        if any(row.task == task for row in found):
+            lines += [f"## {task}: {words}", "", *table(found, task), "", *comparison(found, task), ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.md").write_text("\n".join(lines))
+    draw(folder / "study.svg", found)
+    facts = circumstances() | {"runs": len(results)}
+    numbers = [
+        {
+            "task": row.task,
+            "variant": row.variant,
+            "metrics": {name: x._asdict() for name, x in row.metrics.items()},
+            "amvl_less_this": {name: x._asdict() for name, x in row.against.items()},
+        }
+        for row in found
+    ]
+    (folder / "study.jsonl").write_text("\n".join(json.dumps(x) for x in [facts, *numbers]) + "\n")
+    return [folder / name for name in ("study.md", "study.svg", "study.jsonl")]
+
+
+def report(out: Path, saved: bool) -> int:
+    """Print the tables and write them. UserError where there is no result."""
+    results = read_all(out)
+    if not results:
+        raise UserError(f"{out / 'results'}: no result; `python -m benchmarks.study run` makes them")
+    files = write(out, rows(results), results, saved)
+    print(files[0].read_text())
+    print(*files, sep="\n")
+    return 0
