@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from data.processor import Processor
 from data.sample import Sample
 from data.shards import read_set
 from eval.diagnosis.cases import cases
-from eval.diagnosis.diagnosis import diagnose
+from eval.diagnosis.diagnosis import diagnose, measure_gap
 from eval.models import Model, find_model
 from eval.results import as_json, write_whole
 from eval.settings import Settings
@@ -50,7 +51,8 @@ def do(job: Job, config: Path, out: Path, stop: Stop) -> int:
     trained = time.time()
     model = find_model(settings.run.path)
     assert settings.data.heldout
-    found = measure(model, list(read_set(settings.data.heldout)), clean_answers(out))
+    noisy = list(read_set(settings.data.heldout))
+    found = measure(model, list(read_set(str(out / "data" / CLEAN / "heldout"))), noisy)
     seconds = {"train_seconds": trained - started, "measure_seconds": time.time() - trained}
     facts = {"task": job.task, "variant": job.variant, "seed": job.seed, "settings": list(job.settings)}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,41 +61,34 @@ def do(job: Job, config: Path, out: Path, stop: Stop) -> int:
     return 0
 
 
-def clean_answers(out: Path) -> dict[str, str]:
-    """The right answers of the held-out items, by key, where those that are asked have noisy ones."""
-    return {sample.key: sample.text.answer for sample in read_set(str(out / "data" / CLEAN / "heldout"))}
-
-
-def measure(model: Model, samples: list[Sample], clean: dict[str, str]) -> dict[str, Any]:
-    """Findings, and by arm the accuracy by right answers and the nats of the noisy ones."""
+def measure(model: Model, clean: list[Sample], noisy: list[Sample]) -> dict[str, Any]:
+    """Findings and, by arm, accuracy on items with right answers; the gap on the same items with noisy ones, which is
+    what was trained for.
+    """
     settings = model.effective(Settings())
     if model.recipe.rounds == 1:
-        said = likeliest(model, samples, settings)
-        return {"accuracy": {"kept": _share(said, clean)}, "findings": None}
-    found = diagnose(model, samples, settings, {})
+        return {"accuracy": {"kept": likeliest(model, clean, settings)}, "findings": None, "gap": None}
+    found = diagnose(model, clean, settings, {})
     arms = set.intersection(*(set(item["answers"]) for item in found.items))
     return {
-        "accuracy": {arm: _share({i["key"]: i["answers"][arm] for i in found.items}, clean) for arm in sorted(arms)},
+        "accuracy": {arm: fmean(i["answers"][arm] == i["label"] for i in found.items) for arm in sorted(arms)},
         "findings": found.findings.model_dump(mode="json"),
+        "gap": measure_gap(model, noisy, settings).model_dump(mode="json"),
     }
 
 
-def likeliest(model: Model, samples: list[Sample], settings: Settings) -> dict[str, str]:
-    """By key, the likeliest candidate of a model without z."""
+def likeliest(model: Model, samples: list[Sample], settings: Settings) -> float:
+    """Accuracy of a model without z, by the likeliest candidate."""
     processor: Processor = model.processor(settings)
     loaded = model.load(settings).to("cuda" if torch.cuda.is_available() else "cpu")
     chosen, _ = cases(samples, processor, settings.seed)
     thinking = Thinking("off" if model.recipe.latents == "none" else "mean")
-    said: dict[str, str] = {}
+    right = 0
     for first in range(0, len(chosen), BATCH):
         batch = chosen[first : first + BATCH]
         found = score(loaded, [c.item for c in batch], markers_of(processor), [c.options for c in batch], thinking)
-        said |= {c.key: c.candidates[int(x.argmax())] for c, x in zip(batch, found, strict=True)}
-    return said
-
-
-def _share(said: dict[str, str], clean: dict[str, str]) -> float:
-    return sum(clean[key] == answer for key, answer in said.items()) / len(said)
+        right += sum(int(x.argmax()) == c.right for c, x in zip(batch, found, strict=True))
+    return right / len(chosen)
 
 
 def read(path: Path) -> dict[str, Any]:

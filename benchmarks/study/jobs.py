@@ -54,13 +54,17 @@ class Job:
 
 
 def objectives(task: str) -> dict[str, tuple[str, ...]]:
-    """All objectives as shipped, and the other order, by name with their overrides."""
+    """All objectives as shipped, and AMVL with one weight after the other, by name with their overrides."""
     found: dict[str, tuple[str, ...]] = {
         name: (f"objective.name={name}",)
         for name, recipe in RECIPES.items()
         if task != "hidden" or recipe.rounds == 2  # the others would be blind
     }
-    return found | {"amvl order=reverse_first": (AMVL, "objective.order=reverse_first")}
+    late = "objective.late=[0.3,0.4]"
+    return found | {
+        "amvl forward_first": (AMVL, late),
+        "amvl reverse_first": (AMVL, late, "objective.order=reverse_first"),
+    }
 
 
 def settings() -> dict[str, tuple[str, ...]]:
@@ -71,7 +75,6 @@ def settings() -> dict[str, tuple[str, ...]]:
     found |= {f"elbo beta={x}": (ELBO, f"objective.beta={x}") for x in ("0.3", "1")}
     found |= {f"amvl beta={x}": (AMVL, f"objective.beta={x}") for x in ("0.01", "1")}
     found |= {f"amvl k={k}": (AMVL, f"latent.slots={k}") for k in SLOTS[1:]}
-    found |= {"amvl late=0-0.1": (AMVL, "objective.late=[0.0,0.1]")}
     return found | {"amvl reduction=mean": (AMVL, "objective.kl_reduction=mean")}
 
 

@@ -1,10 +1,10 @@
 """What all jobs start from: models in which the way that an answer could take is open already.
 
-`answers`: the backbone learns to answer clean puzzles (sft). `pictures` goes on to do so through z alone (deterministic,
-in a bottleneck): the way from picture through prior and z to the answer is open. `leaks` goes on from there with answers
-most of which are drawn, and a posterior that nothing holds back (ntp): it learns to hand them over. So the study does
-not ask whether a way opens in the few steps of a job, which is a matter of luck and learning rates, but which ways an
-objective keeps, and which it closes.
+`answers`: the backbone learns to answer clean puzzles (sft). `pictures` goes on to do so through z alone
+(deterministic, in a bottleneck): the way from picture through prior and z to the answer is open. `leaks` goes on from
+there with answers most of which are drawn, and a posterior that nothing holds back (ntp): it learns to hand them over.
+So the study does not ask whether a way opens in the few steps of a job, which is a matter of luck and learning rates,
+but which ways an objective keeps, and which it closes.
 """
 
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ class Stage(NamedTuple):
     """One training."""
 
     times: int  # its steps, over those of a job
-    rate: float  # its learning rate of the latent parts, over that of a job
+    rates: tuple[float, float]  # its learning rates of backbone and latent parts, over those of a job
     data: str
     settings: tuple[str, ...]
 
 
 ANSWERS = "answers"
 STAGES = {
-    ANSWERS: Stage(3, 1.0, CLEAN, ("objective.name=sft",)),
-    PICTURES: Stage(4, 1.0, CLEAN, ("objective.name=deterministic", "objective.bottleneck=true")),
-    LEAKS: Stage(4, 2.0, DRAWN, ("objective.name=ntp", "model.latents=export")),
+    ANSWERS: Stage(3, (1.0, 1.0), CLEAN, ("objective.name=sft",)),
+    PICTURES: Stage(4, (1.0, 1.0), CLEAN, ("objective.name=deterministic", "objective.bottleneck=true")),
+    LEAKS: Stage(3, (0.4, 2.0), DRAWN, ("objective.name=ntp", "model.latents=export")),
 }
 
 
@@ -73,7 +73,8 @@ def _settings(config: Path, out: Path, name: str, slots: int | None) -> Iterator
     yield f"data.train={out / 'data' / stage.data / 'train'}"
     yield f"data.heldout={out / 'data' / stage.data / 'heldout'}"
     yield f"train.steps={stage.times * plain.train.steps}"
-    yield f"train.latent_lr={stage.rate * plain.train.latent_lr}"
+    yield f"train.lr={stage.rates[0] * plain.train.lr}"
+    yield f"train.latent_lr={stage.rates[1] * plain.train.latent_lr}"
     if slots is not None:
         yield f"latent.slots={slots}"
         before, of = (ANSWERS, None) if name == PICTURES else (PICTURES, slots)

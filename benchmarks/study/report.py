@@ -45,10 +45,10 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def _found(*path: str) -> Callable[[Result], float | None]:
-    """A number of the findings, None where the objective has none."""
+    """A number of a result, None where the objective has none."""
 
     def get(result: Result) -> float | None:
-        at: Any = result["findings"]
+        at: Any = result
         for name in path:
             if at is None:
                 return None
@@ -73,14 +73,14 @@ METRICS: dict[str, Callable[[Result], float | None]] = {
     "nats": _found("gap", "sources", "prior_mean", "nats"),
     "gap": _found("gap", "mean"),
     "gap drawn": _found("gap", "drawn"),
-    "leak rate": _found("leakage", "rate"),
-    "leak base": _found("leakage", "base"),
-    "sensitivity": _found("leakage", "sensitivity"),
+    "leak rate": _found("findings", "leakage", "rate"),
+    "leak base": _found("findings", "leakage", "base"),
+    "sensitivity": _found("findings", "leakage", "sensitivity"),
     "removed": _lost("removed"),
     "other item": _lost("other_item"),
-    "probe q": _found("leakage", "probe_posterior"),
-    "probe p": _found("leakage", "probe_prior"),
-    "inflation": _found("leakage", "inflation"),
+    "probe q": _found("findings", "leakage", "probe_posterior"),
+    "probe p": _found("findings", "leakage", "probe_prior"),
+    "inflation": _found("findings", "leakage", "inflation"),
 }
 
 

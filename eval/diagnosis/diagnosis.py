@@ -79,8 +79,7 @@ def _history(
         if other.step in known:
             continue
         print(f"step {other.step}: the gap alone")
-        collector, chosen, _ = _prepare(other, samples, settings)
-        known[other.step] = gap_of(collector.collect_gap(chosen))
+        known[other.step] = measure_gap(other, samples, settings)
         path = _folder(other.results / out.name) / "gap.json"
         write_whole(path, as_json({"facts": dict(facts), "gap": known[other.step].model_dump(mode="json")}))
         record.track(other, out.name, _gap_metrics(known[other.step], out.name), [path])
@@ -183,6 +182,12 @@ def diagnose(model: Model, samples: Sequence[Sample], settings: Settings, facts:
     )
     findings = findings.model_copy(update={"verdicts": verdicts(findings)})
     return Diagnosis(findings, list(_items(collected)))
+
+
+def measure_gap(model: Model, samples: Sequence[Sample], settings: Settings) -> Gap:
+    """The gap of a model on some samples, alone. `settings`: effective ones."""
+    collector, chosen, _ = _prepare(model, samples, settings)
+    return gap_of(collector.collect_gap(chosen))
 
 
 def _prepare(model: Model, samples: Sequence[Sample], settings: Settings) -> tuple[Collector, list[Case], list[str]]:

@@ -68,12 +68,12 @@ def result(task: str, variant: str, seed: int, accuracy: float, leak: float | No
     def estimate(value: float) -> dict[str, float]:
         return {"value": value, "se": 0.0, "low": value, "high": value}
 
-    findings = None
+    findings = gap = None
     if leak is not None:
         leakage = {name: estimate(leak) for name in ("rate", "base", "sensitivity")}
         leakage |= {"probe_posterior": leak, "probe_prior": leak, "inflation": 1.0}
         gap = {"mean": estimate(leak), "drawn": estimate(leak), "sources": {"prior_mean": {"nats": estimate(1.0)}}}
-        findings = {"gap": gap, "leakage": leakage}
+        findings = {"leakage": leakage}
     arms = {"kept": accuracy, "removed": accuracy - 0.5, "other_item": accuracy - 0.25}
     return {
         "task": task,
@@ -81,6 +81,7 @@ def result(task: str, variant: str, seed: int, accuracy: float, leak: float | No
         "seed": seed,
         "accuracy": arms if findings else {"kept": accuracy},
         "findings": findings,
+        "gap": gap,
     }
 
 

@@ -7,14 +7,14 @@ from model.objective import RECIPES, ObjectiveConfig
 
 
 def test_weights_rise_one_after_the_other():
-    config = ObjectiveConfig(beta=1, gamma=0.5)
+    config = ObjectiveConfig(beta=1, gamma=0.5, late=(0.3, 0.4))
     got = [config.weights(share) for share in (0.0, 0.05, 0.1, 0.3, 0.35, 0.4, 1.0)]
     expected = [(0, 0), (0.5, 0), (1, 0), (1, 0), (1, 0.25), (1, 0.5), (1, 0.5)]
     assert got == [pytest.approx(pair) for pair in expected]
 
 
 def test_reverse_first_swaps_the_rises_not_the_heights():
-    config = ObjectiveConfig(beta=1, gamma=0.5, order="reverse_first")
+    config = ObjectiveConfig(beta=1, gamma=0.5, late=(0.3, 0.4), order="reverse_first")
     assert config.weights(0.1) == pytest.approx((0, 0.5))
     assert config.weights(0.35) == pytest.approx((0.5, 0.5))
 

@@ -223,6 +223,14 @@ def test_an_evaluation_names_its_benchmark(place: Place):
         assert (start["script"], start["arguments"]) == (f"eval/run_{name}.py", own)
 
 
+def test_a_diagnosis(place: Place):
+    job = place.evaluate("", "diagnose runs/a --limit 100")
+    assert place.slurm.ended(job)["JobState"] == "COMPLETED", place.output(job)
+    (start,) = place.starts(job)
+    assert start["script"] == "eval/diagnose.py"
+    assert start["arguments"] == ["--checkpoint", "runs/a", "--limit", "100"]
+
+
 @pytest.mark.parametrize("arguments", ["blink", "blink --data BLINK"])
 def test_an_evaluation_without_a_run_is_refused(place: Place, arguments: str):
     job = place.evaluate("", arguments)
