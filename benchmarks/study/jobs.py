@@ -14,6 +14,7 @@ TASKS = {
 PICTURES, LEAKS = "pictures", "leaks"  # what jobs begin with (benchmarks/study/prepare.py)
 STARTS = {"noisy": LEAKS, "hidden": PICTURES}
 SLOTS = (4, 8, 16)  # the first is the study's default
+START = "start"  # what jobs begin with, as the table names it
 BASE = "amvl"  # what every variant is compared with: the shipped defaults
 AMVL, ELBO = "objective.name=amvl", "objective.name=elbo"
 

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from benchmarks.study import data
 from benchmarks.study.data import CLEAN, DRAWN
-from benchmarks.study.jobs import LEAKS, PICTURES, SLOTS
+from benchmarks.study.jobs import LEAKS, PICTURES, SLOTS, START, STARTS
+from benchmarks.study.measure import measured
+from eval.results import as_json, write_whole
 from trainer import config as configuration
 from trainer.config import Config
 from trainer.finish import export_folder
@@ -51,7 +53,7 @@ def start_of(config: Path, out: Path, name: str, slots: int) -> Path:
 def prepare(config: Path, out: Path, stop: Stop, number: int, samples: int) -> int:
     """One of the trainings, and before the first the data, so many samples. Returns the exit code.
 
-    One that is done does nothing.
+    What most jobs begin with is measured as they are, for the table. A training that is done does nothing.
     """
     name, slots = stages()[number]
     if number == 0:
@@ -59,7 +61,14 @@ def prepare(config: Path, out: Path, stop: Stop, number: int, samples: int) -> i
     settings = _config(config, out, name, slots)
     if (export_folder(settings) / "latent.json").exists():
         return 0
-    return run(settings, stop)
+    code = run(settings, stop)
+    task = next((task for task, start in STARTS.items() if start == name), None)
+    if not code and task and slots == SLOTS[0]:
+        target = out / "results" / f"{task}-{START}-0.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"task": task, "variant": START, "seed": 0}
+        write_whole(target, as_json(facts | measured(settings.run.path, out, task)))
+    return code
 
 
 def _config(config: Path, out: Path, name: str, slots: int | None) -> Config:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from benchmarks.record import RESULTS, circumstances
 from benchmarks.study.job import read
-from benchmarks.study.jobs import BASE, TASKS, variants
+from benchmarks.study.jobs import BASE, START, TASKS, variants
 from data.sample import UserError
 from eval.tables import piped
 
@@ -101,7 +101,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
     found = []
     for task in TASKS:
         base = by_name.get((task, BASE), {})
-        for variant in variants(task):
+        for variant in (START, *variants(task)):
             if (own := by_name.get((task, variant))) is not None:
                 against = {} if variant == BASE else _paired(base, own)
                 found.append(Row(task, variant, _means(list(own.values())), against))

@@ -161,11 +161,13 @@ def test_a_job_from_its_training_to_the_report(small: tuple[Path, Path]):
     assert found["findings"]["n"] == 64 and found["findings"]["facts"]["bottleneck"]
     assert {"kept", "removed", "other_item", "oracle"} <= set(found["accuracy"])
     assert (out / "runs" / "hidden-amvl-0" / "export").is_dir()
+    assert (out / "results" / "hidden-start-0.json").exists()
     assert not (out / "runs" / "hidden-amvl-0" / "checkpoints").exists(), "a hundred jobs would fill the disk"
     again = study(out, "run", "--only", "hidden-amvl-0", config=config)
     assert again.returncode == 0 and path.stat().st_mtime_ns == written
     reported = study(out, "report", config=config)
     assert reported.returncode == 0 and "| amvl | 1 |" in reported.stdout, reported.stderr
+    assert "| start | 1 |" in reported.stdout
 
 
 def test_jobs_that_fail_are_named(small: tuple[Path, Path]):
