@@ -61,6 +61,10 @@ class Model:
             return self.run / "eval" / self.folder.name
         return Path("runs") / "eval" / f"{self.folder.resolve().name}-{self.id[:8]}"
 
+    def has_data(self, name: Literal["train", "heldout"], value: Any) -> bool:
+        """Whether this is what the config of its run names so."""
+        return self.run is not None and value == yaml.safe_load((self.run / "config.yaml").read_text())["data"][name]
+
     def data(self, name: Literal["train", "heldout"]) -> Any:
         """What the config of its run names as training or held-out data; DataError where it names none."""
         flag = {"train": "--train", "heldout": "--data"}[name]

@@ -46,7 +46,7 @@ def asked(arguments: argparse.Namespace) -> "tuple[Benchmark, Model, Request]":
         return levels | {"n": scores.n, "by_task": by_task} | wall
 
     # The run's own figures are those on its own set.
-    own = arguments.data is None or (model.run and arguments.data == model.data("heldout"))
+    own = arguments.data is None or model.has_data("heldout", arguments.data)
     more = {"max_new_tokens": MOST_TOKENS, "text": baseline, "summary": summary if own else lambda scores: {}}
     return benchmark, model, cli.request(arguments, benchmark, **more)
 

@@ -231,7 +231,8 @@ def continue_latent(model: LatentVLM, folder: Path) -> None:
         f"{part}.{name}" for part, module in model.latent_modules().items() for name, _ in module.named_parameters()
     }
     if missing := sorted(wanted - set(found)):
-        raise ModelError(f"{folder}: has no {missing[0]} to go on with; set model.latents to new")
+        name = latent_facts(folder).get("objective", {}).get("name", "another")
+        raise ModelError(f"{folder}: of objective {name}, has no {missing[0]} to go on with; set model.latents to new")
     model.load_state_dict({name: found[name] for name in wanted} | {"scale": found["scale"]}, strict=False)
 
 

@@ -24,12 +24,12 @@ if [[ ! ${SLURM_JOB_ID-} ]]; then
     shift
   done
   site_environment
-  last=$(($("${CONTAINER[@]}" python -m benchmarks.study list "${@:2}" | wc -l) - 1))
+  numbers=$("${CONTAINER[@]}" python -m benchmarks.study list "${@:2}" | cut -d" " -f1 | paste -sd,)
   send() { sbatch --parsable "${options[@]}" "$@"; }
   first=$(STUDY=prepare send slurm/study.sh "${@:2}")
-  array=$(send --array="0-$last%${STUDY_PARALLEL:-64}" --dependency="afterok:$first" slurm/study.sh "${@:2}")
+  array=$(send --array="$numbers%${STUDY_PARALLEL:-64}" --dependency="afterok:$first" slurm/study.sh "${@:2}")
   report=$(STUDY=report send --dependency="afterany:$array" slurm/study.sh "${@:2}")
-  echo "prepare $first, $((last + 1)) jobs $array, report $report"
+  echo "prepare $first, jobs $array ($numbers), report $report"
   exit 0
 fi
 

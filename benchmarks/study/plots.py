@@ -3,6 +3,7 @@
 Readable in print and by colour-blind readers: shapes tell groups apart, colours (Paul Tol's) only repeat them.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ PANELS = {
     "accuracy": "accuracy, right answers",
     "gap": "train-inference gap, nats",
     "leak rate": "leak rate",
-    "other item": "accuracy with another item's latents",
+    "other item": "change with another item's latents",
 }
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path"}
 
@@ -75,7 +76,7 @@ def _frontier(panel: Axes, rows: Sequence[Row], x: str, y: str) -> None:
             panel.plot(a.mean, b.mean, shape, color=colour, markersize=8 if full else 5, mfc=colour if full else "none")
             panel.annotate(str(number + 1), (a.mean, b.mean), (4, 3), textcoords="offset points", fontsize=7, color=INK)
     panel.set_xlabel(PANELS[x])
-    panel.set_ylabel({"other item": "change with another item's latents"}.get(y, PANELS[y]))
+    panel.set_ylabel(PANELS[y])
     panel.set_title("numbers are rows of the panels above, from the top; full: amvl as shipped", loc="left", fontsize=8)
 
 
@@ -86,4 +87,4 @@ def kind(variant: str) -> tuple[str, str]:
 
 def _half(of: Interval) -> float:
     half = of.mean - of.low
-    return half if half < 1e9 else 0.0
+    return half if math.isfinite(half) else 0.0

@@ -1,7 +1,8 @@
 """From the results of all jobs to a table, paired tests and one page of plots.
 
 Seeds are the samples: every number is a mean over them with Student's 95 % interval, and every comparison with AMVL's
-defaults is paired by seed, as a seed fixes first weights, sample order and noise.
+defaults is paired by seed, which fixes sample order and noise. All begin with the same weights, so intervals leave out
+how starts differ; and of hundreds of comparisons some are past 95 % by chance.
 """
 
 import json
@@ -32,7 +33,7 @@ class Interval(NamedTuple):
     @property
     def sure(self) -> bool:
         """Whether 0 is outside."""
-        return self.low > 0 or self.high < 0
+        return (self.low > 0 or self.high < 0) and self.high > self.low  # of equal ones the spread is not known
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -58,8 +59,8 @@ def _found(*path: str) -> Callable[[Result], float | None]:
     return get
 
 
-def _lost(arm: str) -> Callable[[Result], float | None]:
-    """Accuracy, by right answers, that another arm costs."""
+def _change(arm: str) -> Callable[[Result], float | None]:
+    """Of the accuracy, with another arm."""
 
     def get(result: Result) -> float | None:
         accuracy = result["accuracy"]
@@ -76,8 +77,8 @@ METRICS: dict[str, Callable[[Result], float | None]] = {
     "leak rate": _found("findings", "leakage", "rate"),
     "leak base": _found("findings", "leakage", "base"),
     "sensitivity": _found("findings", "leakage", "sensitivity"),
-    "removed": _lost("removed"),
-    "other item": _lost("other_item"),
+    "removed": _change("removed"),
+    "other item": _change("other_item"),
     "probe q": _found("findings", "leakage", "probe_posterior"),
     "probe p": _found("findings", "leakage", "probe_prior"),
     "inflation": _found("findings", "leakage", "inflation"),
@@ -177,13 +178,18 @@ def write(out: Path, found: Sequence[Row], results: Sequence[Result], saved: boo
         {
             "task": row.task,
             "variant": row.variant,
-            "metrics": {name: x._asdict() for name, x in row.metrics.items()},
-            "amvl_less_this": {name: x._asdict() for name, x in row.against.items()},
+            "metrics": {name: _plain(x) for name, x in row.metrics.items()},
+            "amvl_less_this": {name: _plain(x) for name, x in row.against.items()},
         }
         for row in found
     ]
     (folder / "study.jsonl").write_text("\n".join(json.dumps(x) for x in [facts, *numbers]) + "\n")
     return [folder / name for name in ("study.md", "study.svg", "study.jsonl")]
+
+
+def _plain(of: Interval) -> dict[str, float | int | None]:
+    """As JSON has it, which knows no infinity."""
+    return {name: value if np.isfinite(value) else None for name, value in of._asdict().items()}
 
 
 def report(out: Path, saved: bool) -> int:

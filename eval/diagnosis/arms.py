@@ -63,7 +63,10 @@ def given_latents(beliefs: Mapping[str, Beliefs], seed: int) -> dict[str, dict[s
     """By arm and key, z [k, d] of those of GIVEN that so many items and slots can have."""
     means = {key: of_case.prior.mean for key, of_case in beliefs.items()}
     k = len(next(iter(means.values())))
-    there = [name for name in GIVEN if (name != "shuffled" or k > 1) and (name != "other_item" or len(means) > 1)]
+    lost = {"shuffled", "first_slot"} if k == 1 else set()  # a slot alone has no other order, and is the first
+    if len(means) == 1:
+        lost.add("other_item")
+    there = [name for name in GIVEN if name not in lost]
     return {name: replacement(name, list(means), means, seed) for name in there}
 
 

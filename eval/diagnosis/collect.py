@@ -4,7 +4,7 @@ Letters in shapes: N items, k slots, d latent width, O candidates, L layers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -56,14 +56,15 @@ class Collector:
         moved = {name: self._means(name, items) for name, items in prompts.items()}
         given = given_latents(beliefs, self.seed)
         arms = all_arms(cases, beliefs, given, moved, self.seed)
-        scores, attention = self._answer(cases, arms)
+        scores, attention = self._answer(cases, arms, ATTENDED)
         rescored = {name: self._rescore(name, cases, items, moved[name]) for name, items in prompts.items()}
         return Collected(cases, beliefs, scores, given, moved, rescored, attention, self._look(cases))
 
     def collect_gap(self, cases: Sequence[Case]) -> Collected:
-        """What the train-inference gap and leakage need, alone."""
+        """What the train-inference gap needs, alone."""
+        cases = [replace(case, wrong=()) for case in cases]
         beliefs = self._believe(cases)
-        scores, attention = self._answer(cases, gap_arms(cases, beliefs, self.seed))
+        scores, attention = self._answer(cases, gap_arms(cases, beliefs, self.seed), 0)
         return Collected(cases, beliefs, scores, {}, {}, {}, attention, torch.empty(0))
 
     def _believe(self, cases: Sequence[Case]) -> dict[str, Beliefs]:
@@ -90,9 +91,9 @@ class Collector:
         return found
 
     def _answer(
-        self, cases: Sequence[Case], arms: Mapping[str, Mapping[str, Latents]]
+        self, cases: Sequence[Case], arms: Mapping[str, Mapping[str, Latents]], attended: int
     ) -> tuple[dict[str, Scores], Tensor]:
-        """Scores of every arm, and the attention of KEPT [N, L, 2] of the first ATTENDED cases."""
+        """Scores of every arm, and the attention of KEPT [N, L, 2] of the first `attended` cases."""
 
         def cost(case: Case) -> int:
             of_case, answers = arms[case.key], sum(map(len, case.answers))
@@ -103,14 +104,14 @@ class Collector:
         for batch in self._batches("answers", cases, cost):
             names = [list(arms[c.key]) for c in batch]
             latents = [list(arms[c.key].values()) for c in batch]
-            probed = names[0].index(KEPT) if sum(map(len, attention)) < ATTENDED else None
+            probed = names[0].index(KEPT) if sum(map(len, attention)) < attended else None
             scores, masses = replaced(
                 self.model, [c.item for c in batch], self.markers, [c.options for c in batch], latents, probed
             )
             found |= {c.key: dict(zip(n, x, strict=True)) for c, n, x in zip(batch, names, scores, strict=True)}
             if probed is not None:
                 attention.append(masses.cpu())
-        return found, torch.cat(attention)[:ATTENDED]
+        return found, torch.cat(attention)[:attended] if attention else torch.empty(0)
 
     def _rescore(
         self, name: str, cases: Sequence[Case], items: Mapping[str, Encoded], means: Mapping[str, Tensor]
@@ -118,7 +119,9 @@ class Collector:
         """Scores behind altered prompts, with the latents that they give."""
         chosen = [case for case in cases if case.key in items]
         found: dict[str, Tensor] = {}
-        for batch in self._batches(name, chosen, lambda c: len(items[c.key].prompt) + 2 + sum(map(len, c.answers))):
+        for batch in self._batches(
+            name, chosen, lambda c: len(items[c.key].prompt) + self.model.config.slots + 2 + sum(map(len, c.answers))
+        ):
             own = [[means[c.key]] for c in batch]
             scores, _ = replaced(
                 self.model, [items[c.key] for c in batch], self.markers, [c.options for c in batch], own

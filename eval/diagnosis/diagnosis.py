@@ -28,6 +28,7 @@ from model.build import markers_of
 from model.latent import Gaussian
 
 LIMIT = 500  # items, by default
+ASKED = ("seed", "dtype", "min_pixels", "max_pixels")  # settings that numbers depend on
 
 
 class DiagnosisError(UserError):
@@ -47,12 +48,13 @@ def run(arguments: argparse.Namespace) -> Diagnosis:
     data = arguments.data or model.data("heldout")
     settings = model.effective(cli.settings(arguments))
     samples = spread(list(read_set(data)), LIMIT if arguments.limit is None else arguments.limit)
-    facts = {"data": str(data), "limit": arguments.limit or LIMIT}
+    facts = {"data": str(data), "limit": arguments.limit or LIMIT} | settings.model_dump(include=set(ASKED))
     found = diagnose(model, samples, settings, facts)
     limit = [f"limit={arguments.limit}"] if arguments.limit is not None else []
     out = _folder(arguments.out or model.results / ",".join([Path(data).name, "diagnosis", *limit]))
     write_whole(out / "diagnosis.json", as_json(found.findings.model_dump(mode="json")))
-    history = _history(model, samples, settings, facts, out) if arguments.history else _known(model, out)
+    known = _known(model, out, facts) | ({model.step: found.findings.gap} if model.step is not None else {})
+    history = _history(model, samples, settings, facts, out, known) if arguments.history else known
     _write(found, model, history, out)
     # A posterior that agrees with the prior is no fault.
     if idle := {name: arm.no_effect for name, arm in found.findings.use.items() if arm.no_effect and name != ORACLE}:
@@ -70,10 +72,15 @@ def _folder(path: Path) -> Path:
 
 
 def _history(
-    model: Model, samples: Sequence[Sample], settings: Settings, facts: Mapping[str, Any], out: Path
+    model: Model,
+    samples: Sequence[Sample],
+    settings: Settings,
+    facts: Mapping[str, Any],
+    out: Path,
+    known: Mapping[int, Gap],
 ) -> dict[int, Gap]:
-    """The gap at every step of the run, this model's too; those not known yet are measured and kept."""
-    known = _known(model, out)
+    """The gap at every step of the run; those not known yet are measured and kept."""
+    known = dict(known)
     for other in every_step(model):
         assert other.step is not None
         if other.step in known:
@@ -83,16 +90,18 @@ def _history(
         path = _folder(other.results / out.name) / "gap.json"
         write_whole(path, as_json({"facts": dict(facts), "gap": known[other.step].model_dump(mode="json")}))
         record.track(other, out.name, _gap_metrics(known[other.step], out.name), [path])
-    return known
+    return dict(sorted(known.items()))
 
 
-def _known(model: Model, out: Path) -> dict[int, Gap]:
-    """By step, the gaps that earlier diagnoses of the run measured on the same set."""
+def _known(model: Model, out: Path, facts: Mapping[str, Any]) -> dict[int, Gap]:
+    """By step, the gaps that earlier diagnoses of the run measured on the same set in the same way."""
     found: dict[int, Gap] = {}
     for path in sorted(model.run.glob(f"eval/step_*/{out.name}/*.json")) if model.run else []:
         if path.name in ("gap.json", "diagnosis.json"):
-            gap = Gap.model_validate(json.loads(path.read_text())["gap"])
-            found[int(path.parent.parent.name.removeprefix("step_"))] = gap
+            there = json.loads(path.read_text())
+            if all(there["facts"].get(name) == value for name, value in facts.items()):
+                step = int(path.parent.parent.name.removeprefix("step_"))
+                found[step] = Gap.model_validate(there["gap"])
     return dict(sorted(found.items()))
 
 
@@ -164,7 +173,7 @@ def diagnose(model: Model, samples: Sequence[Sample], settings: Settings, facts:
             "objective": model.objective,
             "bottleneck": model.recipe.bottleneck,
             **facts,
-            **settings.model_dump(mode="json", include={"seed", "dtype", "attention", "min_pixels", "max_pixels"}),
+            **settings.model_dump(mode="json", include={*ASKED, "attention"}),
             "left_out": left_out,
             "versions": versions(),
         },

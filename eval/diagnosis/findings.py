@@ -69,8 +69,8 @@ class Geometry(Frozen):
     effective_rank: float  # exp of the entropy of the singular values of the centred means (Roy and Vetterli 2007)
     most_rank: int  # the most it can be with so many items
     within: float | None  # mean cosine between two slots of an item; None with one slot
-    across: float  # mean cosine between the same slot of two items
-    spread: float  # root mean square distance from the data's mean, over its length
+    across: float  # mean cosine between the same slot of two items, over all pairs
+    spread: float  # root mean square distance from the data's mean, over the root mean square of the means; at most 1
     slot_spread: list[float]  # of each slot, root mean square distance, not over its length
     sigma_prior: list[float]  # mean of each slot
     sigma_posterior: list[float] | None

@@ -30,7 +30,7 @@ def geometry_of(prior: Gaussian, log_sigma_q: Tensor | None) -> Geometry:
     means = prior.mean.double()
     n, k, _ = means.shape
     centred = means - means.mean(0)
-    neighbours = means.roll(1, 0)  # the next item's
+    alike = F.normalize(means, dim=-1).sum(0).pow(2).sum(-1)  # [k] of each slot, sum of all pairs' cosines, its own too
     within = None
     if k > 1:
         unit = F.normalize(means, dim=-1)
@@ -41,7 +41,7 @@ def geometry_of(prior: Gaussian, log_sigma_q: Tensor | None) -> Geometry:
         effective_rank=effective_rank(means.flatten(1)),
         most_rank=min(n - 1, means[0].numel()),
         within=within,
-        across=float(F.cosine_similarity(means, neighbours, dim=-1).mean()),
+        across=float(((alike - n) / (n * (n - 1))).mean()),
         spread=float(centred.pow(2).mean().sqrt()) / max(length, TINY),
         slot_spread=centred.pow(2).mean((0, 2)).sqrt().tolist(),
         sigma_prior=prior.log_sigma.double().exp().mean((0, 2)).tolist(),

@@ -15,17 +15,17 @@ FOLDS = 5
 def probe_accuracy(points: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
     """(accuracy on items that the probe was not fitted to, that of always the commonest label).
 
-    points [N, D]. Labels that come less than FOLDS times count as one of their own, "other"; where only one label is
-    left there is nothing to read, and both are 1.
+    points [N, D]. Labels that come less than FOLDS times are left out; where only one other is left there is nothing to
+    read, and both are 1.
     """
     counts = Counter(labels)
-    named = np.array([label if counts[label] >= FOLDS else "other" for label in labels])
-    kinds = Counter(named)
-    majority = max(kinds.values()) / len(named)
-    if len(kinds) < 2 or min(kinds.values()) < 2:
-        return majority, majority
-    folds = StratifiedKFold(min(FOLDS, min(kinds.values())), shuffle=True, random_state=0)
+    kept = [n for n, label in enumerate(labels) if counts[label] >= FOLDS]
+    named = np.array([labels[n] for n in kept])
+    kinds = Counter(named.tolist())
+    if len(kinds) < 2:
+        return 1.0, 1.0
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     # C: with more dimensions than items an unbounded fit would read noise.
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    said = cross_val_predict(model, points, named, cv=folds)
-    return float((said == named).mean()), majority
+    said = cross_val_predict(model, points[kept], named, cv=folds)
+    return float((said == named).mean()), max(kinds.values()) / len(named)

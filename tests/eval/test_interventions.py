@@ -441,7 +441,8 @@ def test_what_changes_nothing(how: str, k: int, wanted: dict[str, tuple[int, str
             continue
         moved = moved_by(replacement(arm, list(means), means, 0), means)
         why = wanted.get(arm)
-        assert unchanged(arm, moved) == (why and not_run(*why, n=10)), arm
+        said = unchanged(arm, moved)
+        assert (said and f"no effect, not run: {said}") == (why and not_run(*why, n=10)), arm
         assert len(moved) == 10 and int((moved <= SAME).sum()) >= (why[0] if why else 0)
         if arm == "zero" and not why:
             assert moved.allclose(torch.ones(10))

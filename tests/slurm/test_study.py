@@ -13,17 +13,17 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT
 
 STAND_IN = '''
-"""Stands where the study would: says what it was asked for. Job 1 stops at its first start, as before a time limit."""
+"""Stands where the study would: says what it was asked for. Job 2 stops at its first start, as before a time limit."""
 import json, os, sys
 what = sys.argv[1]
 if what == "list":
-    print("\\n".join(f"{n} job-{n}" for n in range(3)))
+    print("\\n".join(f"{n} job-{n}" for n in (0, 2, 5)))
     sys.exit()
 restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 with open("log.jsonl", "a") as log:
     facts = {name: os.environ[name] for name in ("SLURM_JOB_ID", "OMP_NUM_THREADS", "MASTER_PORT")}
     log.write(json.dumps({"arguments": sys.argv[1:], "restarts": restarts} | facts) + "\\n")
-sys.exit(75 if sys.argv[1:3] == ["job", "1"] and not restarts else 0)
+sys.exit(75 if sys.argv[1:3] == ["job", "2"] and not restarts else 0)
 '''
 
 
@@ -47,7 +47,7 @@ def test_all_of_it_in_order(slurm: Cluster, place: Path):
     """A job that was stopped runs again, and all jobs have ended when the report is made."""
     words = ["slurm/study.sh", "--cpus-per-task=2", "--", "--out", "runs/elsewhere"]
     answer = subprocess.run(words, cwd=place, env=slurm.environment, capture_output=True, text=True, check=True).stdout
-    assert "3 jobs" in answer
+    assert "(0,2,5)" in answer
     report = answer.split("report ")[1].strip()
     output = "".join(path.read_text() for path in place.glob("slurm-*.out"))
     assert slurm.ended(report)["JobState"] == "COMPLETED", output
@@ -55,7 +55,7 @@ def test_all_of_it_in_order(slurm: Cluster, place: Path):
     asked = [start["arguments"] for start in starts]
     assert asked[0] == ["prepare", "--out", "runs/elsewhere"] and asked[-1] == ["report", "--out", "runs/elsewhere"]
     jobs = sorted((a[1], start["restarts"]) for a, start in zip(asked, starts, strict=True) if a[0] == "job")
-    assert jobs == [("0", 0), ("1", 0), ("1", 1), ("2", 0)]
+    assert jobs == [("0", 0), ("2", 0), ("2", 1), ("5", 0)]
     assert all(a[2:] == ["--out", "runs/elsewhere"] for a in asked if a[0] == "job")
     assert {start["OMP_NUM_THREADS"] for start in starts} == {"2"}
     ports = [start["MASTER_PORT"] for start in starts if start["restarts"] == 0]

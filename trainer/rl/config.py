@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data.sample import UserError
 from model.build import latent_facts
+from model.latent import LatentConfig
+from model.objective import Recipe
 from trainer.rl.advantages import GroupsConfig
 from trainer.rl.rewards import RewardsConfig
 
@@ -109,9 +111,10 @@ def _fits_model(config: "Config") -> None:
     assert config.rl
     rollout, update, recipe = config.rl.rollout, config.rl.update, config.objective.recipe
     facts, name = latent_facts(config.model.folder), config.objective.name
+    first = {"sigma"}  # which says nothing any more
     for key, there, here in (
-        ("latent", facts["latent"], config.latent.model_dump()),
-        ("objective", facts["recipe"], vars(recipe)),
+        ("latent", LatentConfig(**facts["latent"]).model_dump(exclude=first), config.latent.model_dump(exclude=first)),
+        ("objective", vars(Recipe(**facts["recipe"])), vars(recipe)),
     ):
         if there != here:
             raise RLError(

@@ -120,9 +120,9 @@ def test_slot_counts(k: int, counts: list[int]) -> None:
 
 
 def test_replacements_that_there_cannot_be() -> None:
-    """One slot has no other order, one item no other item."""
+    """One slot has no other order and is the first already, one item has no other item."""
     four, one = items("ABCD"), items("A")
     assert list(given_latents(beliefs_of(four), 0)) == list(GIVEN)
-    assert set(GIVEN) - set(given_latents(beliefs_of(four, k=1), 0)) == {"shuffled"}
+    assert set(GIVEN) - set(given_latents(beliefs_of(four, k=1), 0)) == {"shuffled", "first_slot"}
     assert set(GIVEN) - set(given_latents(beliefs_of(one), 0)) == {"other_item"}
-    assert set(GIVEN) - set(given_latents(beliefs_of(one, k=1), 0)) == {"shuffled", "other_item"}
+    assert set(GIVEN) - set(given_latents(beliefs_of(one, k=1), 0)) == {"shuffled", "first_slot", "other_item"}
