@@ -149,6 +149,7 @@ def _selection(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _chosen(arguments: argparse.Namespace, benchmark: "Benchmark") -> "Callable[[Item], bool] | None":
     """Which items --tasks and --limit leave."""
+    from eval.request import spread
     from eval.settings import SettingsError
 
     if arguments.tasks is None and arguments.limit is None:
@@ -163,7 +164,6 @@ def _chosen(arguments: argparse.Namespace, benchmark: "Benchmark") -> "Callable[
     if arguments.limit is not None:
         if arguments.limit < 1:
             raise SettingsError(f"--limit {arguments.limit}: below 1; give a number of items")
-        count = min(arguments.limit, len(keys))
-        keys = [keys[number * len(keys) // count] for number in range(count)]
+        keys = spread(keys, arguments.limit)
     chosen = set(keys)
     return lambda item: item.key in chosen

@@ -1,9 +1,9 @@
 """An evaluation as it is asked for: what of it is the benchmark's or the model's own, and where it is written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from data.sample import DataError
 from eval.benchmarks.item import Benchmark, Item, Prompt
@@ -13,6 +13,7 @@ from eval.results import FREE
 from eval.scores import Scores
 from eval.settings import Settings, SettingsError
 
+T = TypeVar("T")
 MOST_TOKENS = 1024  # of a reply, where neither the settings nor the benchmark say
 
 
@@ -85,6 +86,12 @@ def label(benchmark: Benchmark, request: Request) -> str:
     asked = {name: value for name, value in own.items() if value not in (default[name], None) and name not in FREE}
     parts = [benchmark.name, *request.selection, *(f"{name}={value}" for name, value in asked.items())]
     return ",".join(parts).replace("/", "_")[:200]
+
+
+def spread(things: Sequence[T], count: int) -> list[T]:
+    """`count` of them, or all there are, at equal distances."""
+    count = min(count, len(things))
+    return [things[number * len(things) // count] for number in range(count)]
 
 
 def reading(request: Request) -> list[str]:

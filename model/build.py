@@ -219,7 +219,8 @@ def continue_latent(model: LatentVLM, folder: Path) -> None:
 
     A posterior that the export has not starts as its prior.
     """
-    there, here = latent_facts(folder)["latent"], model.config.model_dump()
+    facts = latent_facts(folder)
+    there, here = facts["latent"], model.config.model_dump()
     if differ := [name for name in ("slots", "width", "head_width") if there[name] != here[name]]:
         name = differ[0]
         raise ModelError(f"{folder}: its latent.{name} is {there[name]}, that of the run {here[name]}; make them equal")
@@ -231,7 +232,7 @@ def continue_latent(model: LatentVLM, folder: Path) -> None:
         f"{part}.{name}" for part, module in model.latent_modules().items() for name, _ in module.named_parameters()
     }
     if missing := sorted(wanted - set(found)):
-        name = latent_facts(folder).get("objective", {}).get("name", "another")
+        name = facts.get("objective", {}).get("name", "another")
         raise ModelError(f"{folder}: of objective {name}, has no {missing[0]} to go on with; set model.latents to new")
     model.load_state_dict({name: found[name] for name in wanted} | {"scale": found["scale"]}, strict=False)
 

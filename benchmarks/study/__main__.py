@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.study.data import TRAIN
-from benchmarks.study.jobs import all_jobs
+from benchmarks.study.jobs import all_jobs, result_of
 from data.sample import UserError
 
 CONFIG, OUT = Path("configs/study.yaml"), Path("runs/study")
@@ -58,8 +58,7 @@ def act(arguments: argparse.Namespace) -> int:
             print(number, job.name, *job.settings)
         return 0
     if arguments.what == "run":
-        there = {number for number, job in jobs.items() if (arguments.out / "results" / f"{job.name}.json").exists()}
-        names = {number: job.name for number, job in jobs.items() if number not in there}
+        names = {number: job.name for number, job in jobs.items() if not result_of(arguments.out, job.name).exists()}
         return run_all("job", names, arguments, arguments.parallel)
     if arguments.what == "prepare":
         return prepare_all(arguments)

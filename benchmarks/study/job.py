@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.jobs import STARTS, Job
-from benchmarks.study.measure import measured
+from benchmarks.study.jobs import STARTS, Job, result_of
+from benchmarks.study.measure import keep, measured
 from benchmarks.study.prepare import start_of
-from eval.results import as_json, write_whole
 from trainer import config as configuration
 from trainer.config import Config
 from trainer.run import run
@@ -23,7 +22,7 @@ def config_of(job: Job, config: Path, out: Path) -> Config:
 
 def do(job: Job, config: Path, out: Path, stop: Stop) -> int:
     """Train, measure and write the result, unless it is there. Returns the exit code."""
-    target = out / "results" / f"{job.name}.json"
+    target = result_of(out, job.name)
     if target.exists():
         return 0
     started, settings = time.time(), config_of(job, config, out)
@@ -33,8 +32,7 @@ def do(job: Job, config: Path, out: Path, stop: Stop) -> int:
     found = measured(settings.run.path, out, job.task)
     seconds = {"train_seconds": trained - started, "measure_seconds": time.time() - trained}
     facts = {"task": job.task, "variant": job.variant, "seed": job.seed, "settings": list(job.settings)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, as_json(facts | seconds | found))
+    keep(target, facts | seconds | found)
     shutil.rmtree(settings.run.path / "checkpoints")  # the export stays
     return 0
 

@@ -19,6 +19,11 @@ BASE = "amvl"  # what every variant is compared with: the shipped defaults
 AMVL, ELBO = "objective.name=amvl", "objective.name=elbo"
 
 
+def result_of(out: Path, name: str) -> Path:
+    """Where a job's result is, by the job's name."""
+    return out / "results" / f"{name}.json"
+
+
 @dataclass(frozen=True)
 class Job:
     """One run."""

@@ -13,12 +13,19 @@ from data.shards import read_set
 from eval.diagnosis.cases import cases
 from eval.diagnosis.diagnosis import diagnose, measure_gap
 from eval.models import Model, find_model
+from eval.results import as_json, write_whole
 from eval.settings import Settings
 from model.build import markers_of
 from model.generate import score
 from model.thinking import Thinking
 
 BATCH = 64  # items of a batch, where answers alone are ranked
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Write a result, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, as_json(result))
 
 
 def measured(run: Path, out: Path, task: str) -> dict[str, Any]:

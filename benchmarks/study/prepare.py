@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from benchmarks.study import data
 from benchmarks.study.data import CLEAN, DRAWN
-from benchmarks.study.jobs import LEAKS, PICTURES, SLOTS, START, STARTS
-from benchmarks.study.measure import measured
-from eval.results import as_json, write_whole
+from benchmarks.study.jobs import LEAKS, PICTURES, SLOTS, START, STARTS, result_of
+from benchmarks.study.measure import keep, measured
 from trainer import config as configuration
 from trainer.config import Config
 from trainer.finish import export_folder
@@ -64,10 +63,8 @@ def prepare(config: Path, out: Path, stop: Stop, number: int, samples: int) -> i
     code = run(settings, stop)
     task = next((task for task, start in STARTS.items() if start == name), None)
     if not code and task and slots == SLOTS[0]:
-        target = out / "results" / f"{task}-{START}-0.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
         facts = {"task": task, "variant": START, "seed": 0}
-        write_whole(target, as_json(facts | measured(settings.run.path, out, task)))
+        keep(result_of(out, f"{task}-{START}-0"), facts | measured(settings.run.path, out, task))
     return code
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from data.convert.tables import pictures
 from data.pictures import header
-from data.sample import IMAGE_MARK, LETTERS, DataError
+from data.sample import IMAGE_MARK, LETTERS, DataError, Sample
 from eval.benchmarks.item import Item
+
+Keyed = TypeVar("Keyed", Item, Sample)
 
 
 def text(cell: object, name: str, place: str) -> str:
@@ -60,9 +63,9 @@ def _pictures(cells: Iterable[object], place: str) -> list[Path | bytes]:
         raise DataError(f"{place}: {error}") from error
 
 
-def unique(items: Iterable[Item], path: object, name: str) -> tuple[Item, ...]:
+def unique(items: Iterable[Keyed], path: object, name: str) -> tuple[Keyed, ...]:
     """The items, once it is known that none bears the name of another."""
-    found: dict[str, Item] = {}
+    found: dict[str, Keyed] = {}
     for item in items:
         if item.key in found:
             raise DataError(f"{path}: {name} {item.key!r} is there twice; take one of the copies out of it")

@@ -3,7 +3,6 @@ altered in ways that should reach the latents.
 """
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,8 +49,6 @@ def cases(samples: Sequence[Sample], processor: Processor, seed: int) -> tuple[l
     With choices the candidates are their letters; of an open question, the right answer and others that were given to
     the same question, or where there is none, in the same task.
     """
-    if twice := next((s for s, n in Counter(sample.key for sample in samples).items() if n > 1), None):
-        raise DataError(f"{twice}: two samples of this key; give every sample one of its own")
     pools = _Pools(samples)
     found, left_out = [], []
     for sample in samples:

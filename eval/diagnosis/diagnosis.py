@@ -11,6 +11,7 @@ import torch
 from data.sample import DataError, Sample, UserError
 from data.shards import read_set
 from eval import cli, record
+from eval.benchmarks import cells
 from eval.diagnosis.arms import ORACLE
 from eval.diagnosis.cases import Case, cases
 from eval.diagnosis.collect import Collected, Collector
@@ -21,6 +22,7 @@ from eval.diagnosis.page import markdown, text, write_page
 from eval.diagnosis.verdicts import verdicts
 from eval.evaluate import versions
 from eval.models import Model, every_step, find_model
+from eval.request import spread
 from eval.results import as_json, write_whole
 from eval.scores import Estimate
 from eval.settings import Settings
@@ -47,8 +49,11 @@ def run(arguments: argparse.Namespace) -> Diagnosis:
     model = find_model(arguments.checkpoint, arguments.step)
     data = arguments.data or model.data("heldout")
     settings = model.effective(cli.settings(arguments))
-    samples = spread(list(read_set(data)), LIMIT if arguments.limit is None else arguments.limit)
-    facts = {"data": str(data), "limit": arguments.limit or LIMIT} | settings.model_dump(include=set(ASKED))
+    count = LIMIT if arguments.limit is None else arguments.limit
+    if count < 2:
+        raise DiagnosisError(f"--limit {count}: two items at least are needed; raise it")
+    samples = spread(cells.unique(read_set(data), data, "key"), count)
+    facts = {"data": str(data), "limit": count} | settings.model_dump(include=set(ASKED))
     found = diagnose(model, samples, settings, facts)
     limit = [f"limit={arguments.limit}"] if arguments.limit is not None else []
     out = _folder(arguments.out or model.results / ",".join([Path(data).name, "diagnosis", *limit]))
@@ -147,14 +152,6 @@ def _gap_metrics(gap: Gap, name: str) -> dict[str, float]:
 
 def _value(x: Estimate | float) -> float:
     return x.value if isinstance(x, Estimate) else x
-
-
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` of the samples, at equal distances."""
-    if count < 2:
-        raise DiagnosisError(f"--limit {count}: two items at least are needed; raise it")
-    count = min(count, len(samples))
-    return [samples[number * len(samples) // count] for number in range(count)]
 
 
 def diagnose(model: Model, samples: Sequence[Sample], settings: Settings, facts: Mapping[str, Any]) -> Diagnosis:
