@@ -41,7 +41,7 @@ STAGES = {
 
 def stages() -> list[tuple[str, int | None]]:
     """All trainings with their number of slots; each needs that of the same slots before it."""
-    return [(ANSWERS, None), *((name, slots) for name in (PICTURES, LEAKS) for slots in SLOTS)]
+    return [(ANSWERS, None), *((PICTURES, slots) for slots in SLOTS), (LEAKS, SLOTS[0])]
 
 
 def start_of(config: Path, out: Path, name: str, slots: int) -> Path:

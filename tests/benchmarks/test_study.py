@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from benchmarks.study import data
-from benchmarks.study.jobs import BASE, SEEDS, SLOTS, TASKS, all_jobs, objectives
-from benchmarks.study.prepare import LEAKS, PICTURES, STAGES, stages, start_of
+from benchmarks.study.jobs import BASE, SEEDS, SLOTS, STARTS, TASKS, all_jobs, objectives
+from benchmarks.study.prepare import LEAKS, STAGES, stages, start_of
 from benchmarks.study.report import cell, comparison, interval, rows, table, write
 from data import puzzles
 from data.sample import LETTERS
@@ -53,12 +53,14 @@ def test_every_job_is_a_configuration(tmp_path: Path):
 
 
 def test_every_job_begins_with_a_training_that_is_prepared(tmp_path: Path):
-    assert [name for name, _ in stages()] == ["answers", *[PICTURES] * len(SLOTS), *[LEAKS] * len(SLOTS)]
-    for name in (PICTURES, LEAKS):
-        for slots in SLOTS:
-            start = start_of(CONFIG, tmp_path, name, slots)
-            steps = STAGES[name].times * configuration.load(CONFIG, []).train.steps
-            assert start == tmp_path / "runs" / f"{name}_{slots}" / "export" / f"step_{steps}"
+    """At the number of steps that its stage takes, after a stage that it goes on from."""
+    prepared = [start_of(CONFIG, tmp_path, name, slots or 0) for name, slots in stages()]
+    for job in all_jobs():
+        start = STARTS[job.task]
+        steps = STAGES[start].times * configuration.load(CONFIG, []).train.steps
+        assert start_of(CONFIG, tmp_path, start, job.slots) in prepared
+        assert prepared[-1 if start == LEAKS else 1].name == f"step_{steps}"
+    assert {job.slots for job in all_jobs()} == set(SLOTS), "k = 4, 8 and 16"
 
 
 # ---- The report ----
