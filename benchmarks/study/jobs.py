@@ -74,7 +74,7 @@ def objectives(task: str) -> dict[str, tuple[str, ...]]:
 
 
 def settings(task: str) -> dict[str, tuple[str, ...]]:
-    """One setting at a time, of AMVL or of the ELBO; k where all that the decoder sees has to pass through the slots."""
+    """One setting at a time, of AMVL or of the ELBO; k where all has to pass through the slots."""
     found: dict[str, tuple[str, ...]] = {
         f"amvl gamma={x}": (AMVL, f"objective.gamma={x}") for x in ("0.01", "0.03", "0.1", "0.3")
     }
