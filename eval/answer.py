@@ -133,7 +133,7 @@ class Answerer:
         except DataError as error:
             return str(error)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -163,7 +163,7 @@ class Answerer:
         try:
             return self._run(batch, together)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:200] or "MemoryError"
         # Outside the handler, whose traceback holds on to the tensors that did not fit.
@@ -228,5 +228,5 @@ def _prior(job: Job, mean: torch.Tensor) -> Prediction:
     return Prediction(id=job.id, key=job.sample.key, prior=pack(mean))
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in str(error) for s in OUT_OF_MEMORY)

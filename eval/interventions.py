@@ -87,13 +87,13 @@ def _arms(model: Model, request: Request, wanted: Sequence[str]) -> list[str]:
         raise InterventionError(
             f"--latents {asked}: nothing that is always there to intervene on; use mean, sample:T or vote:N"
         )
-    lost: dict[str, str] = {}  # arms that this model cannot have, and why
+    lost: Mapping[str, str] = {}  # arms that this model cannot have, and why
     if kind == "pause":
         lost = dict.fromkeys(GIVEN, "a model of pause tokens has no z to replace")
     elif model.slots == 1:
-        lost = {"shuffled": ONE_SLOT}
+        lost = ONE_SLOT
         if not wanted and request.rank == 0:
-            print(f"shuffled: left out, as {ONE_SLOT}")
+            print("; ".join(f"{name}: left out, as {why}" for name, why in lost.items()))
     there = [name for name in ARMS if name not in lost]
     for name in wanted:
         if name not in ARMS:

@@ -26,15 +26,17 @@ GIVEN = {  # what z is
 }
 SAME = 1e-3  # of z's length: a change below it is lost where z is rounded to bf16, which has 8 bits
 TINY = 1e-6  # a length that counts as none
-NATS = 1e-4  # a log-likelihood that moves less has not moved: other batches alone move it by 1e-5
+# A log-likelihood that moves less has not moved: other batches alone move it by 1e-5, in fp32. In bf16 they move it by
+# more, so that there only intervals around 0 tell of latents that do not reach the answer.
+NATS = 1e-4
 MOST = 0.1  # of the items may have the z that they had
 ALIKE = {  # why z stays what it is, where it is not that items are alike
     "zero": "as that mean is nearly zero",
-    "first_slot": "as an item has one slot alone, or slots that hardly differ",
+    "first_slot": "as an item's slots hardly differ",
     "shuffled": "as an item's slots hardly differ",
     "oracle": "as the posterior agrees with it",  # an arm of the diagnosis alone
 }
-ONE_SLOT = "one slot alone has no other order"
+ONE_SLOT = {"shuffled": "one slot alone has no other order", "first_slot": "one slot alone is the first"}
 
 
 class InterventionError(UserError):
@@ -79,7 +81,7 @@ def replacement(name: str, keys: Sequence[str], means: Mapping[str, Tensor], see
 def _derangement(k: int, generator: torch.Generator) -> Tensor:
     """An order [k] in which no slot keeps its place, all such orders equally likely."""
     if k < 2:
-        raise InterventionError(f"shuffled: {ONE_SLOT}; leave it out")
+        raise InterventionError(f"shuffled: {ONE_SLOT['shuffled']}; leave it out")
     places = torch.arange(k)
     while True:  # more than one order in three will do, whatever k is
         order = torch.randperm(k, generator=generator)

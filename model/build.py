@@ -40,7 +40,9 @@ class ModelConfig(BaseModel):
     folder: Path = Field(description="Hugging Face folder with config, weights, tokenizer and image processor")
     architecture: Path | None = Field(None, description="a config.json to plan with where the folder is not")
     latents: Literal["new", "export"] = Field(
-        "new", description="export: go on with the slots, heads and injection of the folder, an export of another run"
+        "new",
+        description="export: go on with the slots, heads and injection of the folder, an export of another run; with rl "
+        "always so",
     )
     freeze_vision: bool = Field(True, description="leave the vision tower as it is")
     checkpoint_layers: NonNegativeInt | Literal["all"] = Field(

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What train.sh and eval.sh share. Sourced in the repository's root.
+# What train.sh, eval.sh and study.sh share. Sourced in the repository's root.
 
 source slurm/site.sh
 
@@ -35,4 +35,35 @@ take_own() {
     fi
     arguments[place]=${arguments[place]//%a/$task}
   done
+}
+
+# Ends the script as srun ends, and requeues the job where that is by 75: stopped and saved.
+#   srun_and_requeue JOB [srun's options] COMMAND...
+srun_and_requeue() {
+  local job=$1 step='' signalled='' code=0
+  shift
+  # Slurm warns the ranks, not the script. Where it is signalled (--signal=B:..., some clusters' preemption), it must
+  # not die, which would end the ranks, but tell them; srun hands SIGUSR1 on to all nodes.
+  trap 'signalled=1; kill -USR1 $step 2>/dev/null || true' USR1 TERM
+  srun "$@" &
+  step=$!
+  wait "$step" || code=$?
+  while [[ $signalled ]]; do # a signal ends `wait` before srun has ended
+    signalled=
+    code=0
+    wait "$step" || code=$?
+  done
+  # A job that is no longer running is being cancelled or requeued by Slurm already.
+  if ((code == 75)) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
+    ((${SLURM_RESTART_COUNT:-0} < REQUEUES)) || {
+      echo "error: saved, but requeued $SLURM_RESTART_COUNT times already (REQUEUES in slurm/site.sh); submit it again to go on" >&2
+      exit 75
+    }
+    echo "job $job: saved; requeued" # before, as Slurm ends this script with it
+    scontrol requeue "$job" || {
+      echo "error: Slurm does not requeue this job; submit it again to go on" >&2
+      exit 75
+    }
+  fi
+  exit "$code"
 }

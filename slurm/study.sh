@@ -35,11 +35,11 @@ fi
 
 site_environment
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-what=(${STUDY:-job ${SLURM_ARRAY_TASK_ID-}})
-code=0
-srun --cpu-bind=none "${CONTAINER[@]}" python -m benchmarks.study "${what[@]}" "$@" || code=$?
-# 75: stopped and saved, before the time was over.
-if ((code == 75)) && ((${SLURM_RESTART_COUNT:-0} < REQUEUES)); then
-  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-fi
-exit "$code"
+# A job has one GPU, so that preparations run one by one.
+case ${STUDY-job} in
+  prepare) what=(prepare --parallel 1) ;;
+  job) what=(job "$SLURM_ARRAY_TASK_ID") ;;
+  *) what=("$STUDY") ;;
+esac
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+srun_and_requeue "$job" --cpu-bind=none "${CONTAINER[@]}" python -m benchmarks.study "${what[@]}" "$@"

@@ -34,31 +34,4 @@ ranks=${SLURM_GPUS_ON_NODE:-$RANKS_PER_NODE}
 echo "job $job: $SLURM_JOB_NUM_NODES nodes with $ranks ranks each, rank 0 at $MASTER_ADDR:$MASTER_PORT," \
   "requeued ${SLURM_RESTART_COUNT:-0} times"
 
-# Slurm warns the ranks, not this script. Where it is signalled (--signal=B:..., some clusters' preemption), it must not
-# die, which would end the ranks, but tell them; srun hands SIGUSR1 on to all nodes.
-srun=
-signalled=
-trap 'signalled=1; kill -USR1 $srun 2>/dev/null || true' USR1 TERM
-srun --wait=0 --kill-on-bad-exit=1 --cpu-bind=none slurm/node.sh "$ranks" "${arguments[@]}" &
-srun=$!
-code=0
-wait "$srun" || code=$?
-while [[ $signalled ]]; do # a signal ends `wait` before srun has ended
-  signalled=
-  code=0
-  wait "$srun" || code=$?
-done
-
-# 75: stopped and saved. A job that is no longer running is being cancelled or requeued by Slurm already.
-if ((code == 75)) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
-  ((${SLURM_RESTART_COUNT:-0} < REQUEUES)) || {
-    echo "error: saved, but requeued $SLURM_RESTART_COUNT times already (REQUEUES in slurm/site.sh); submit it again to go on" >&2
-    exit 75
-  }
-  echo "job $job: saved; requeued" # before, as Slurm ends this script with it
-  scontrol requeue "$job" || {
-    echo "error: Slurm does not requeue this job; submit it again to go on" >&2
-    exit 75
-  }
-fi
-exit "$code"
+srun_and_requeue "$job" --wait=0 --kill-on-bad-exit=1 --cpu-bind=none slurm/node.sh "$ranks" "${arguments[@]}"

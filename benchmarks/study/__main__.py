@@ -5,13 +5,16 @@
     python -m benchmarks.study job NUMBER       one of them (slurm/study.sh runs them as an array)
     python -m benchmarks.study report --save    table, paired tests and plots from the results there are
 
-Every training is a process of its own, and one that was broken off goes on from its checkpoint or begins again.
+Every training is a process of its own. Asked to stop, all of them save and the command ends with code 75; it goes on
+from there the next time, as a job does that was broken off in any other way.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +24,11 @@ from tqdm import tqdm
 from benchmarks.study.data import TRAIN
 from benchmarks.study.jobs import all_jobs, result_of
 from data.sample import UserError
+from trainer.signals import STOPPED, Stop
 
 CONFIG, OUT = Path("configs/study.yaml"), Path("runs/study")
-PORT = 29600  # of the first training; each has one of its own
+PORT = "29600"  # of the first training, unless MASTER_PORT says; each has one of its own
+TICK = 0.1  # seconds between looks at a training
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,18 +62,16 @@ def act(arguments: argparse.Namespace) -> int:
         for number, job in jobs.items():
             print(number, job.name, *job.settings)
         return 0
-    if arguments.what == "run":
-        names = {number: job.name for number, job in jobs.items() if not result_of(arguments.out, job.name).exists()}
-        return run_all("job", names, arguments, arguments.parallel)
-    if arguments.what == "prepare":
-        return prepare_all(arguments)
     if arguments.what == "report":
         from benchmarks.study.report import report
 
         return report(arguments.out, arguments.save)
-    from trainer.signals import Stop
-
     stop = Stop()  # before the imports that take seconds
+    if arguments.what == "run":
+        names = {number: job.name for number, job in jobs.items() if not result_of(arguments.out, job.name).exists()}
+        return run_all("job", names, arguments, stop)
+    if arguments.what == "prepare":
+        return prepare_all(arguments, stop)
     if arguments.what == "stage":
         from benchmarks.study.prepare import prepare
 
@@ -80,42 +83,52 @@ def act(arguments: argparse.Namespace) -> int:
     return do(jobs[arguments.number], arguments.config, arguments.out, stop)
 
 
-def prepare_all(arguments: argparse.Namespace) -> int:
+def prepare_all(arguments: argparse.Namespace, stop: Stop) -> int:
     """Kind by kind, as each begins with the one before."""
     from benchmarks.study.prepare import STAGES, stages
 
     names = {number: f"{name} {slots or ''}".strip() for number, (name, slots) in enumerate(stages())}
     for kind in STAGES:
         own = {number: name for number, name in names.items() if name.split()[0] == kind}
-        if code := run_all("stage", own, arguments, arguments.parallel):
+        if code := run_all("stage", own, arguments, stop):
             return code
     return 0
 
 
-def run_all(what: str, names: dict[int, str], arguments: argparse.Namespace, parallel: int) -> int:
-    """Trainings by number, so many at a time; 1 where one failed, when all others are done."""
-    failed: list[int] = []
-    with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(names), unit=what) as bar:
+def run_all(what: str, names: dict[int, str], arguments: argparse.Namespace, stop: Stop) -> int:
+    """Trainings by number, so many at a time. Returns STOPPED where one was asked to stop or did not begin for that, 1
+    where one failed, when all others are done.
+    """
+    codes: list[int] = []
+    with ThreadPoolExecutor(arguments.parallel) as pool, tqdm(total=len(names), unit=what) as bar:
 
         def one(number: int) -> None:
+            if stop.reason:
+                codes.append(STOPPED)
+                return
             log = arguments.out / "logs" / f"{what}_{names[number].replace(' ', '_')}.txt"
-            if code := _run([what, str(number)], number, log, arguments):
-                failed.append(number)
-                bar.write(f"{names[number]}: exit code {code}; {log}")
+            codes.append(_run([what, str(number)], number, log, arguments, stop))
+            if codes[-1] not in (0, STOPPED):
+                bar.write(f"{names[number]}: exit code {codes[-1]}; {log}")
             bar.update()
 
         list(pool.map(one, names))
-    return 1 if failed else 0
+    return STOPPED if STOPPED in codes else 1 if any(codes) else 0
 
 
-def _run(words: Sequence[str], number: int, log: Path, arguments: argparse.Namespace) -> int:
-    """This program once more, in a process of its own, with what it says in a file."""
+def _run(words: Sequence[str], number: int, log: Path, arguments: argparse.Namespace, stop: Stop) -> int:
+    """This program once more, in a process of its own, with what it says in a file; told to stop where this one is."""
     log.parent.mkdir(parents=True, exist_ok=True)
     where = ["--config", str(arguments.config), "--out", str(arguments.out), "--samples", str(arguments.samples)]
-    environment = os.environ | {"MASTER_PORT": str(PORT + number)}
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "benchmarks.study", *words, *where]
-        return subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
+    environment = os.environ | {"MASTER_PORT": str(int(os.environ.get("MASTER_PORT", PORT)) + number)}
+    command = [sys.executable, "-m", "benchmarks.study", *words, *where]
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as child:
+        while child.poll() is None and not stop.reason:
+            time.sleep(TICK)
+        if stop.reason:
+            child.send_signal(signal.SIGUSR1)
+        code = child.wait()
+    return STOPPED if code == -signal.SIGUSR1 else code  # it had not begun to listen
 
 
 if __name__ == "__main__":

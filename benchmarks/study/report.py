@@ -2,7 +2,8 @@
 
 Seeds are the samples: every number is a mean over them with Student's 95 % interval, and every comparison with AMVL's
 defaults is paired by seed, which fixes sample order and noise. All begin with the same weights, so intervals leave out
-how starts differ; and of hundreds of comparisons some are past 95 % by chance.
+how starts differ. Of many comparisons some are past 95 % by chance: marked are those that differ after Holm's (1979)
+correction for all variants of a task, number by number.
 """
 
 import json
@@ -12,14 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from benchmarks.record import RESULTS, circumstances
 from benchmarks.study.job import read
 from benchmarks.study.jobs import BASE, START, TASKS, variants
 from data.sample import UserError
+from eval.paired import LEVEL
 from eval.tables import piped
 
 Result = Mapping[str, Any]
+TINY = 1e-12  # a spread that is none but for rounding
 
 
 class Interval(NamedTuple):
@@ -29,20 +33,18 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
-
-    @property
-    def sure(self) -> bool:
-        """Whether 0 is outside."""
-        return (self.low > 0 or self.high < 0) and self.high > self.low  # of equal ones the spread is not known
+    p: float  # two-sided, of a mean of 0; 1 where the spread is not known
 
 
 def interval(values: Sequence[float]) -> Interval:
     """By Student's t; of values that are all the same, that value alone."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
-        return Interval(mean, -np.inf, np.inf, n)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-    return Interval(mean, mean - half, mean + half, n)
+        return Interval(mean, -np.inf, np.inf, n, 1.0)
+    se = float(np.std(values, ddof=1) / n**0.5)
+    half = float(stats.t.ppf(0.975, n - 1)) * se
+    p = float(2 * stats.t.sf(abs(mean) / se, n - 1)) if se > TINY else 1.0
+    return Interval(mean, mean - half, mean + half, n, p)
 
 
 def _found(*path: str) -> Callable[[Result], float | None]:
@@ -92,6 +94,7 @@ class Row(NamedTuple):
     variant: str
     metrics: dict[str, Interval]
     against: dict[str, Interval]  # BASE's value less this one's, paired by seed; empty for BASE
+    differs: frozenset[str]  # the numbers in which it does, after Holm's correction
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -102,11 +105,25 @@ def rows(results: Sequence[Result]) -> list[Row]:
     found = []
     for task in TASKS:
         base = by_name.get((task, BASE), {})
-        for variant in (START, *variants(task)):
-            if (own := by_name.get((task, variant))) is not None:
-                against = {} if variant == BASE else _paired(base, own)
-                found.append(Row(task, variant, _means(list(own.values())), against))
+        names = [variant for variant in (START, *variants(task)) if (task, variant) in by_name]
+        against = {name: _paired(base, by_name[task, name]) for name in names if name != BASE}
+        differ = _differ(against)
+        for name in names:
+            means = _means(list(by_name[task, name].values()))
+            found.append(Row(task, name, means, against.get(name, {}), differ.get(name, frozenset())))
     return found
+
+
+def _differ(against: Mapping[str, Mapping[str, Interval]]) -> dict[str, frozenset[str]]:
+    """By variant, the numbers in which it differs; the comparisons of each number are one family."""
+    found: dict[str, set[str]] = {variant: set() for variant in against}
+    for metric in METRICS:
+        ps = {variant: of[metric].p for variant, of in against.items() if metric in of}
+        if ps:
+            for variant, differs in zip(ps, multipletests(list(ps.values()), LEVEL, method="holm")[0], strict=True):
+                if differs:
+                    found[variant].add(metric)
+    return {variant: frozenset(of) for variant, of in found.items()}
 
 
 def _means(own: Sequence[Result]) -> dict[str, Interval]:
@@ -152,12 +169,12 @@ def table(found: Sequence[Row], task: str) -> list[str]:
 
 
 def comparison(found: Sequence[Row], task: str) -> list[str]:
-    """The same for AMVL's defaults less each variant, paired by seed; * where the interval excludes 0."""
+    """The same for AMVL's defaults less each variant, paired by seed; * where they differ after Holm's correction."""
     lines = [["amvl less", *SHOWN]]
     for row in found:
         if row.task == task and row.against:
-            marked = (row.against.get(name) for name in SHOWN)
-            lines.append([row.variant, *(cell(x) + ("*" if x is not None and x.sure else "") for x in marked)])
+            marked = (cell(row.against.get(name)) + "*" * (name in row.differs) for name in SHOWN)
+            lines.append([row.variant, *marked])
     return piped(lines)
 
 
@@ -180,6 +197,7 @@ def write(out: Path, found: Sequence[Row], results: Sequence[Result], saved: boo
             "variant": row.variant,
             "metrics": {name: _plain(x) for name, x in row.metrics.items()},
             "amvl_less_this": {name: _plain(x) for name, x in row.against.items()},
+            "differs": sorted(row.differs),
         }
         for row in found
     ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eval.diagnosis.cases import Case
-from eval.replacements import GIVEN, replacement
+from eval.replacements import GIVEN, ONE_SLOT, replacement
 from model.batch import generator_of
 from model.latent import Gaussian
 from model.replaced import Beliefs, Latents
@@ -63,7 +63,7 @@ def given_latents(beliefs: Mapping[str, Beliefs], seed: int) -> dict[str, dict[s
     """By arm and key, z [k, d] of those of GIVEN that so many items and slots can have."""
     means = {key: of_case.prior.mean for key, of_case in beliefs.items()}
     k = len(next(iter(means.values())))
-    lost = {"shuffled", "first_slot"} if k == 1 else set()  # a slot alone has no other order, and is the first
+    lost = set(ONE_SLOT) if k == 1 else set()
     if len(means) == 1:
         lost.add("other_item")
     there = [name for name in GIVEN if name not in lost]

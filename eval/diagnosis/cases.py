@@ -16,7 +16,7 @@ from model.batch import generator_of
 MOST = 4  # candidates of an open question, the right one among them
 SHOWN = 3  # wrong answers that a posterior is shown
 ALTERATIONS = {
-    "image_swap": "another item's pictures of the same sizes",
+    "image_swap": "another item's pictures, others of the same sizes",
     "blank_image": "pictures of one colour, the mean of all",
     "patches": "the patches of each picture in another order",
     "words": "the words of the question in another order",
@@ -116,7 +116,9 @@ def altered(name: str, chosen: Sequence[Case], processor: Processor, seed: int) 
 
 
 def _donors(chosen: Sequence[Case], seed: int) -> dict[str, Encoded]:
-    """By key, items with another's pictures, around one circle of all whose pictures are of the same sizes."""
+    """By key, items with another's pictures, of all that have pictures of the same sizes; never with the same pictures,
+    as questions on one picture would have.
+    """
     alike: dict[str, list[Encoded]] = {}
     for case in chosen:
         if len(case.item.grids):
@@ -125,9 +127,14 @@ def _donors(chosen: Sequence[Case], seed: int) -> dict[str, Encoded]:
     for name, items in alike.items():
         items.sort(key=lambda item: item.sample.key)
         random.Random(f"{seed}/{name}").shuffle(items)
-        if len(items) > 1:
-            others = items[1:] + items[:1]
-            found |= {a.sample.key: replace(a, pixels=b.pixels) for a, b in zip(items, others, strict=True)}
+        by_pictures: dict[tuple[bytes, ...], list[Encoded]] = {}
+        for item in items:
+            by_pictures.setdefault(item.sample.images, []).append(item)
+        circle = [item for group in by_pictures.values() for item in group]
+        step = max(map(len, by_pictures.values()))  # leaves every group that is not the half of all
+        for item, other in zip(circle, circle[step:] + circle[:step], strict=True):
+            if other.sample.images != item.sample.images:
+                found[item.sample.key] = replace(item, pixels=other.pixels)
     return found
 
 

@@ -21,10 +21,11 @@ from eval.diagnosis.said import (
 )
 from eval.paired import LEVEL
 
-# Arms that ask what z holds: all of them are such as the model meets. Zeros, N(0, I) and one slot in every place are
-# not: answers may change because z is strange, whatever it held.
-CONTENTS = ("other_item", "matched_noise", "data_mean", "shuffled")
-PICTURES = ("image_swap", "blank_image")
+# The arm that asks what z holds, and the alteration that asks what it saw: the model meets such latents and such
+# pictures all the time. With zeros, noise, means, other orders or a blank picture answers may change because z or the
+# picture is strange, whatever it held.
+CONTENTS = "other_item"
+PICTURES = "image_swap"
 
 
 def present(arm: Arm | None) -> Verdict | None:
@@ -34,7 +35,7 @@ def present(arm: Arm | None) -> Verdict | None:
         return None
     if arm.no_effect:
         return verdict(question, "unclear", OPEN, "taking them away had no effect", arm.no_effect)
-    answer, _ = _depends({"removed": arm})
+    answer = _depends(arm)
     how = _effect(answer, arm)
     meaning = {
         GOOD: "the model answers worse without its latents, so it does use them",
@@ -48,32 +49,27 @@ def present(arm: Arm | None) -> Verdict | None:
     return verdict(question, answer, how, meaning, numbers)
 
 
-def contents(use: Mapping[str, Arm]) -> Verdict | None:
-    """By the strongest of CONTENTS."""
+def contents(arm: Arm | None) -> Verdict | None:
+    """`arm`: with latents of CONTENTS."""
     question = "Does the answer depend on what the latents hold?"
-    every = {name: use[name] for name in CONTENTS if name in use}
-    arms = {name: arm for name, arm in every.items() if arm.no_effect is None}
-    idle = {name: arm.no_effect for name, arm in every.items() if arm.no_effect}
-    if not arms:
-        said = "; ".join(f"{name}: {why}" for name, why in idle.items())
-        return verdict(question, "unclear", OPEN, "putting others in their place had no effect", said) if idle else None
-    answer, name = _depends(arms)
-    arm, how = arms[name], _effect(answer, arms[name])
+    if arm is None:
+        return None
+    if arm.no_effect:
+        return verdict(question, "unclear", OPEN, "putting others in their place had no effect", arm.no_effect)
+    answer = _depends(arm)
+    how = _effect(answer, arm)
     meaning = {
         GOOD: "the model reads what its latents hold",
         BAD: "other latents serve it better than its own"
         if answer == "yes"
-        else "any latents of the kind do as well: the model does not read what they hold",
+        else "another item's latents do as well: the model does not read what they hold",
         OPEN: MORE,
         NOTE: "the model reads its latents, but not clearly to its gain",
     }[how]
     if arm.moved is not None and arm.moved < ALIKE and answer != "yes":
         meaning += "; but these latents hardly differ from its own, so there was little to read"
-    if idle:
-        meaning += f"; {', '.join(idle)} had no effect and does not count"
     moved = "" if arm.moved is None else f", which moves z by {arm.moved:.2f} of its length"
-    of = f", the strongest of {len(arms)} arms" if len(arms) > 1 else ""
-    numbers = f"accuracy {told(arm.change)} with {name}{of}{moved}; {_changes(arm)}"
+    numbers = f"accuracy {told(arm.change)} with another item's{moved}; {_changes(arm)}"
     return verdict(question, answer, how, meaning, numbers)
 
 
@@ -112,64 +108,48 @@ def slots(by_slots: Mapping[int, Arm], count: int) -> Verdict | None:
     return verdict(f"Are all {count} slots needed?", answer, how, meaning, numbers)
 
 
-def pictures(inputs: Mapping[str, Alteration]) -> Verdict | None:
-    """By the way of the latents, which has no interval."""
-    seen = {name: inputs[name] for name in PICTURES if name in inputs}
-    if not seen:
+def pictures(seen: Alteration | None) -> Verdict | None:
+    """By the way of the latents with the pictures of PICTURES, which has no interval."""
+    if seen is None:
         return None
-    farthest = max(of.moved for of in seen.values())
-    answer: Answer = "yes" if farthest >= FAR else "no" if farthest < NEAR else "unclear"
+    answer: Answer = "yes" if seen.moved >= FAR else "no" if seen.moved < NEAR else "unclear"
     how, meaning = {
         "yes": (GOOD, "other pictures make other latents"),
         "no": (BAD, "the latents are nearly the same whatever the pictures show"),
         "unclear": (OPEN, "they move, but by less than half of the way"),
     }[answer]
-    moves = ", ".join(f"{of.moved:.2f} with {name} ({of.n} items)" for name, of in seen.items())
-    numbers = f"the prior's mean moves by {moves}, 1 being the distance between two items (no interval)"
+    numbers = (
+        f"the prior's mean moves by {seen.moved:.2f} with another item's pictures ({seen.n} items), 1 being the "
+        "distance between two items (no interval)"
+    )
     return verdict("Do the latents depend on the picture?", answer, how, meaning, numbers)
 
 
-def reaches(inputs: Mapping[str, Alteration]) -> Verdict | None:
-    """By the answers that change when the latents alone see another picture."""
-    seen = {name: inputs[name] for name in PICTURES if name in inputs}
-    if not seen:
+def reaches(seen: Alteration | None) -> Verdict | None:
+    """By the answers that change when the latents alone see the pictures of PICTURES."""
+    if seen is None:
         return None
-    answer: Answer = "unclear"
-    if any(of.latents_alone.low > FLIPS for of in seen.values()):
-        answer = "yes"
-    elif all(of.latents_alone.high < FLIPS for of in seen.values()):
-        answer = "no"
+    alone = seen.latents_alone
+    answer: Answer = "yes" if alone.low > FLIPS else "no" if alone.high < FLIPS else "unclear"
     how, meaning = {
         "yes": (GOOD, "what the latents saw reaches the answer"),
         "no": (BAD, "the answer comes from the prompt itself, past the latents"),
         "unclear": (OPEN, MORE),
     }[answer]
-    numbers = "; ".join(
-        f"with {name} {share(of.latents_alone)} of the answers change when the latents alone see it, "
-        f"{share(of.flips)} when the answer sees it too"
-        for name, of in seen.items()
+    numbers = (
+        f"{share(alone)} of the answers change when the latents alone see another item's pictures, {share(seen.flips)} "
+        "when the answer sees them too"
     )
     return verdict("Does the picture reach the answer through the latents?", answer, how, meaning, numbers)
 
 
-def _depends(arms: Mapping[str, Arm]) -> tuple[Answer, str]:
-    """The answer, and the arm that it goes by: of those that change something the one that changes most."""
-    felt = [name for name, arm in arms.items() if _felt(arm, len(arms))]
-    strongest = max(felt or arms, key=lambda name: (abs(arms[name].change.value), arms[name].flips.value))
-    if felt:
-        return "yes", strongest
-    return "no" if all(map(_idle, arms.values())) else "unclear", strongest
-
-
-def _felt(arm: Arm, tries: int) -> bool:
-    """Whether answers change for certain: in accuracy, p adjusted for the number of arms tried, or one by one."""
-    clear = arm.change.high < 0 or arm.change.low > 0
-    return (clear and arm.p * tries < LEVEL) or arm.flips.low > FLIPS
-
-
-def _idle(arm: Arm) -> bool:
-    """Whether they hardly do for certain."""
-    return arm.change.low >= -LITTLE and arm.change.high <= LITTLE and arm.flips.high <= FLIPS
+def _depends(arm: Arm) -> Answer:
+    """Yes where answers change for certain, in accuracy or one by one; no where they hardly do for certain."""
+    clear = (arm.change.high < 0 or arm.change.low > 0) and arm.p < LEVEL
+    if clear or arm.flips.low > FLIPS:
+        return "yes"
+    idle = arm.change.low >= -LITTLE and arm.change.high <= LITTLE and arm.flips.high <= FLIPS
+    return "no" if idle else "unclear"
 
 
 def _effect(answer: Answer, arm: Arm) -> str:

@@ -11,6 +11,7 @@ import torch
 from data.sample import DataError, Sample, UserError
 from data.shards import read_set
 from eval import cli, record
+from eval.answer import is_out_of_memory
 from eval.benchmarks import cells
 from eval.diagnosis.arms import ORACLE
 from eval.diagnosis.cases import Case, cases
@@ -54,7 +55,12 @@ def run(arguments: argparse.Namespace) -> Diagnosis:
         raise DiagnosisError(f"--limit {count}: two items at least are needed; raise it")
     samples = spread(cells.unique(read_set(data), data, "key"), count)
     facts = {"data": str(data), "limit": count} | settings.model_dump(include=set(ASKED))
-    found = diagnose(model, samples, settings, facts)
+    try:
+        found = diagnose(model, samples, settings, facts)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DiagnosisError(f"--tokens {settings.tokens}: more than the memory holds ({error}); give fewer") from error
     limit = [f"limit={arguments.limit}"] if arguments.limit is not None else []
     out = _folder(arguments.out or model.results / ",".join([Path(data).name, "diagnosis", *limit]))
     write_whole(out / "diagnosis.json", as_json(found.findings.model_dump(mode="json")))

@@ -33,7 +33,7 @@ def verdicts(found: Findings) -> list[Verdict]:
     leakage, noise = found.leakage, found.use.get("unit_noise")
     asked = [
         causal.present(found.use.get("removed")),
-        causal.contents(found.use),
+        causal.contents(found.use.get(causal.CONTENTS)),
         causal.marks(found.use.get("removed"), found.use.get("markers")),
         causal.slots(found.by_slots, found.slots),
         _agrees("Is the model as good at inference as in training?", "the prior's mean", found.gap.mean, noise),
@@ -41,8 +41,8 @@ def verdicts(found: Findings) -> list[Verdict]:
         _handed(leakage) if leakage else None,
         _inflated(leakage) if leakage else None,
         _knows(leakage, found.n) if leakage and leakage.probe_majority < 1 else None,  # else there is nothing to know
-        causal.pictures(found.inputs),
-        causal.reaches(found.inputs),
+        causal.pictures(found.inputs.get(causal.PICTURES)),
+        causal.reaches(found.inputs.get(causal.PICTURES)),
         _differ(found.geometry),
     ]
     return [one for one in asked if one is not None]

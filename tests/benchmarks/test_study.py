@@ -13,11 +13,13 @@ from scipy import stats
 from benchmarks.study import data
 from benchmarks.study.jobs import BASE, SEEDS, SLOTS, STARTS, TASKS, all_jobs, objectives
 from benchmarks.study.prepare import LEAKS, STAGES, stages, start_of
-from benchmarks.study.report import cell, comparison, interval, rows, table, write
+from benchmarks.study.report import Row, cell, comparison, interval, rows, table, write
 from data import puzzles
 from data.sample import LETTERS
 from model.objective import RECIPES
+from tests.distributed.runs import until
 from trainer import config as configuration
+from trainer.signals import STOPPED
 
 CONFIG = Path("configs/study.yaml")
 
@@ -97,9 +99,10 @@ def test_intervals_are_students():
     found = interval([1.0, 2.0, 4.0])
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
     assert (found.low, found.high) == pytest.approx((low, high))
-    assert not found.sure and interval([1.0, 1.1, 0.9]).sure
+    assert found.p == pytest.approx(stats.ttest_1samp([1.0, 2.0, 4.0], 0).pvalue)
     assert math.isinf(interval([1.0]).high) and cell(interval([1.0])) == "1.000"
-    assert interval([2.0, 2.0]).low == 2.0
+    alike = interval([2.0, 2.0])
+    assert alike.low == 2.0 and alike.p == interval([2.0]).p == 1, "of a spread that is not known"
 
 
 def test_comparisons_are_paired_by_seed():
@@ -112,6 +115,26 @@ def test_comparisons_are_paired_by_seed():
     assert found["ntp"].against["leak rate"].mean == pytest.approx(-0.8)
     assert found[BASE].against == {} and "leak rate" not in found["sft"].metrics
     assert found["sft"].against["accuracy"].n == 2, "the seeds that both have"
+
+
+def test_many_comparisons_are_corrected_for():
+    """p = 0.03 is a difference beside none, and none among six of the kind."""
+    one = [0.1, 0.11, 0.09, 0.1]
+    wide = [0.07, 0.15, 0.04, 0.14]  # its interval excludes 0, alone
+    assert interval(wide).low > 0 and 0.02 < interval(wide).p < 0.05
+
+    def compared(*others: str) -> dict[str, Row]:
+        results = [result("noisy", BASE, seed, 0.7, 0.1) for seed in range(4)]
+        results += [result("noisy", "ntp", seed, 0.7 - one[seed], 0.5) for seed in range(4)]
+        results += [result("noisy", name, seed, 0.7 - wide[seed], 0.5) for name in others for seed in range(4)]
+        return {row.variant: row for row in rows(results)}
+
+    alone = compared("elbo")
+    assert "accuracy" in alone["ntp"].differs and "accuracy" in alone["elbo"].differs
+    among = compared("elbo", "forward", "reverse", "symmetric", "deterministic")
+    assert "accuracy" in among["ntp"].differs and "accuracy" not in among["elbo"].differs
+    assert "0.100*" not in comparison(list(among.values()), "noisy")[3]
+    assert among[BASE].differs == frozenset()
 
 
 def test_tables_and_plots(tmp_path: Path):
@@ -131,17 +154,30 @@ def test_tables_and_plots(tmp_path: Path):
 # ---- A job ----
 
 
+def command(out: Path, *words: str, config: Path) -> list[str]:
+    where = ["--config", str(config), "--out", str(out), "--samples", "64"]
+    return [sys.executable, "-m", "benchmarks.study", *words, *where]
+
+
 def study(out: Path, *words: str, config: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.study", *words, "--config", str(config), "--out", str(out)]
-    return subprocess.run([*command, "--samples", "64"], capture_output=True, text=True, timeout=280, check=False)
+    asked = command(out, *words, config=config)
+    return subprocess.run(asked, capture_output=True, text=True, timeout=280, check=False)
+
+
+def shortened(folder: Path, steps: int) -> Path:
+    """The study's config with trainings of so many steps, or some times that."""
+    config = folder / "short.yaml"
+    config.write_text(
+        f"extends: {CONFIG.resolve()}\ntrain: {{steps: {steps}, tokens: 600}}\ntracking: {{enabled: false}}\n"
+    )
+    return config
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a study's folder prepared as far as jobs on `hidden` need, its config): trainings of a few steps."""
     folder = tmp_path_factory.mktemp("study")
-    config = folder / "small.yaml"
-    config.write_text(f"extends: {CONFIG.resolve()}\ntrain: {{steps: 2, tokens: 600}}\ntracking: {{enabled: false}}\n")
+    config = shortened(folder, 2)
     for stage in ("0", "1"):
         done = study(folder / "out", "stage", stage, config=config)
         assert done.returncode == 0, done.stderr
@@ -178,6 +214,21 @@ def test_jobs_that_fail_are_named(small: tuple[Path, Path]):
     done = study(out, "run", "--only", "noisy-amvl-1", config=config)
     assert done.returncode == 1 and "noisy-amvl-1: exit code" in done.stdout + done.stderr
     assert "config.json: no such file" in (out / "logs" / "job_noisy-amvl-1.txt").read_text()
+
+
+def test_asked_to_stop_it_saves_and_begins_nothing_more(tmp_path: Path):
+    """And says by its code that it is to be started again, as Slurm is to."""
+    out, config = tmp_path / "out", shortened(tmp_path, 10_000)
+    log = out / "logs" / "stage_answers.txt"
+    with subprocess.Popen(command(out, "prepare", config=config), stderr=subprocess.DEVNULL) as program:
+        try:
+            until(lambda: log.exists() and "step 0 of 30000" in log.read_text(), 120)
+            program.terminate()
+            assert program.wait(120) == STOPPED, log.read_text()
+        finally:
+            program.kill()
+    assert list((out / "runs" / "answers" / "checkpoints").glob("step_*")), log.read_text()
+    assert [path.name for path in log.parent.iterdir()] == ["stage_answers.txt"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT
 
 STAND_IN = '''
-"""Stands where the study would: says what it was asked for. Job 2 stops at its first start, as before a time limit."""
+"""Stands where the study would: says what it was asked for. The preparation and job 2 stop at their first start, as
+before a time limit."""
 import json, os, sys
 what = sys.argv[1]
 if what == "list":
@@ -23,7 +24,7 @@ restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 with open("log.jsonl", "a") as log:
     facts = {name: os.environ[name] for name in ("SLURM_JOB_ID", "OMP_NUM_THREADS", "MASTER_PORT")}
     log.write(json.dumps({"arguments": sys.argv[1:], "restarts": restarts} | facts) + "\\n")
-sys.exit(75 if sys.argv[1:3] == ["job", "2"] and not restarts else 0)
+sys.exit(75 if (what == "prepare" or sys.argv[1:3] == ["job", "2"]) and not restarts else 0)
 '''
 
 
@@ -44,7 +45,7 @@ def said(place: Path) -> list[dict[str, Any]]:
 
 
 def test_all_of_it_in_order(slurm: Cluster, place: Path):
-    """A job that was stopped runs again, and all jobs have ended when the report is made."""
+    """What was stopped runs again, each step waits for the one before, and a preparation has the GPU to itself."""
     words = ["slurm/study.sh", "--cpus-per-task=2", "--", "--out", "runs/elsewhere"]
     answer = subprocess.run(words, cwd=place, env=slurm.environment, capture_output=True, text=True, check=True).stdout
     assert "(0,2,5)" in answer
@@ -53,7 +54,8 @@ def test_all_of_it_in_order(slurm: Cluster, place: Path):
     assert slurm.ended(report)["JobState"] == "COMPLETED", output
     starts = said(place)
     asked = [start["arguments"] for start in starts]
-    assert asked[0] == ["prepare", "--out", "runs/elsewhere"] and asked[-1] == ["report", "--out", "runs/elsewhere"]
+    assert asked[:2] == [["prepare", "--parallel", "1", "--out", "runs/elsewhere"]] * 2
+    assert asked[-1] == ["report", "--out", "runs/elsewhere"] and "error" not in output
     jobs = sorted((a[1], start["restarts"]) for a, start in zip(asked, starts, strict=True) if a[0] == "job")
     assert jobs == [("0", 0), ("2", 0), ("2", 1), ("5", 0)]
     assert all(a[2:] == ["--out", "runs/elsewhere"] for a in asked if a[0] == "job")

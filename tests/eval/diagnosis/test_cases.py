@@ -202,6 +202,27 @@ def test_a_picture_without_a_pair_is_not_swapped(found, processor: Processor) ->
     assert swapped[pictured.key].pixels is twin.item.pixels and swapped[twin.key].pixels is pictured.item.pixels
 
 
+def test_questions_on_one_picture_do_not_swap_it(found, processor: Processor) -> None:
+    """Where others are as many, each gets one of those; where all are one picture there is nothing to swap."""
+    one = next(case for case in found if len(case.item.grids))
+
+    def asked(key: str, picture: bytes) -> Case:
+        sample = one.item.sample.model_copy(update={"key": key, "images": (picture,) * len(one.item.grids)})
+        return replace(one, item=replace(one.item, sample=sample, pixels=one.item.pixels + ord(picture)))
+
+    cases_of_one = [asked(key, b"x") for key in "abc"]
+    assert altered("image_swap", cases_of_one, processor, SEED) == {}
+    both = [
+        *cases_of_one,
+        *(asked(key, picture) for key, picture in zip("defg", (b"y", b"y", b"z", b"w"), strict=True)),
+    ]
+    own = {case.key: case.item.pixels for case in both}
+    for seed in range(5):
+        swapped = altered("image_swap", both, processor, seed)
+        assert set(swapped) == set(own)
+        assert not any(torch.equal(item.pixels, own[key]) for key, item in swapped.items())
+
+
 def test_alterations_depend_on_seed_and_key(found, changed, processor: Processor) -> None:
     """Not on the order, and but for swapped pictures not on the other items."""
     for name in ALTERATIONS:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from data.sample import Sample, Text
 from data.shards import WriteOptions
 from eval.diagnose import main
 from eval.diagnosis.arms import GIVEN_ANSWER, KEPT, MARKERS, ORACLE, REMOVED
+from eval.diagnosis.collect import Collector
 from eval.diagnosis.diagnosis import metrics, spread
 from eval.diagnosis.findings import Findings, Gap
 from eval.replacements import GIVEN
@@ -189,6 +190,15 @@ def test_an_export_outside_a_run_needs_its_set(export_of, capsys) -> None:
     export = export_of("amvl")
     text = refused(capsys, main, "--checkpoint", export)
     assert text == f"{export}: stands outside a run, so its data.heldout is not known; name the set with --data"
+
+
+def test_too_many_tokens_for_the_memory(export_of, tiny_shards, tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Collector, "_believe", full)
+    words = ("--checkpoint", export_of("amvl"), "--data", tiny_shards, "--out", tmp_path, "--tokens", 4000)
+    assert refused(capsys, main, *words).startswith("--tokens 4000: more than the memory holds (CUDA out of memory.")
 
 
 def test_a_set_whose_answers_have_no_others(export_of, tmp_path: Path, capsys) -> None:
