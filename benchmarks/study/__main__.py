@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -84,36 +84,40 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def prepare_all(arguments: argparse.Namespace, stop: Stop) -> int:
-    """Kind by kind, as each begins with the one before."""
-    from benchmarks.study.prepare import STAGES, stages
+    """Each as soon as the one is there that it goes on from."""
+    from benchmarks.study.prepare import before, stages
 
-    names = {number: f"{name} {slots or ''}".strip() for number, (name, slots) in enumerate(stages())}
-    for kind in STAGES:
-        own = {number: name for number, name in names.items() if name.split()[0] == kind}
-        if code := run_all("stage", own, arguments, stop):
-            return code
-    return 0
+    there = stages()
+    names = {number: f"{name} {slots or ''}".strip() for number, (name, slots) in enumerate(there)}
+    after = {number: there.index(first) for number, one in enumerate(there) if (first := before(*one))}
+    return run_all("stage", names, arguments, stop, after)
 
 
-def run_all(what: str, names: dict[int, str], arguments: argparse.Namespace, stop: Stop) -> int:
-    """Trainings by number, so many at a time. Returns STOPPED where one was asked to stop or did not begin for that, 1
-    where one failed, when all others are done.
+def run_all(
+    what: str, names: dict[int, str], arguments: argparse.Namespace, stop: Stop, after: Mapping[int, int] | None = None
+) -> int:
+    """Trainings by number, so many at a time; `after`: the one before it that each waits for. Returns STOPPED where one
+    was asked to stop or did not begin for that, 1 where one failed, when all others are done.
     """
-    codes: list[int] = []
+    done: dict[int, Future[int]] = {}
     with ThreadPoolExecutor(arguments.parallel) as pool, tqdm(total=len(names), unit=what) as bar:
 
-        def one(number: int) -> None:
+        def one(number: int, first: Future[int] | None) -> int:
+            if first and (code := first.result()):
+                return code
             if stop.reason:
-                codes.append(STOPPED)
-                return
+                return STOPPED
             log = arguments.out / "logs" / f"{what}_{names[number].replace(' ', '_')}.txt"
-            codes.append(_run([what, str(number)], number, log, arguments, stop))
-            if codes[-1] not in (0, STOPPED):
-                bar.write(f"{names[number]}: exit code {codes[-1]}; {log}")
+            code = _run([what, str(number)], number, log, arguments, stop)
+            if code not in (0, STOPPED):
+                bar.write(f"{names[number]}: exit code {code}; {log}")
             bar.update()
+            return code
 
-        list(pool.map(one, names))
-    return STOPPED if STOPPED in codes else 1 if any(codes) else 0
+        for number in names:
+            done[number] = pool.submit(one, number, done[after[number]] if after and number in after else None)
+    codes = [of.result() for of in done.values()]
+    return STOPPED if STOPPED in codes else int(any(codes))
 
 
 def _run(words: Sequence[str], number: int, log: Path, arguments: argparse.Namespace, stop: Stop) -> int:

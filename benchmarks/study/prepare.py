@@ -40,8 +40,13 @@ STAGES = {
 
 
 def stages() -> list[tuple[str, int | None]]:
-    """All trainings with their number of slots; each needs that of the same slots before it."""
+    """All trainings with their number of slots, each behind the one that it goes on from (`before`)."""
     return [(ANSWERS, None), *((PICTURES, slots) for slots in SLOTS), (LEAKS, SLOTS[0])]
+
+
+def before(name: str, slots: int | None) -> tuple[str, int | None] | None:
+    """The training that this one goes on from; None: none."""
+    return None if name == ANSWERS else (ANSWERS, None) if name == PICTURES else (PICTURES, slots)
 
 
 def start_of(config: Path, out: Path, name: str, slots: int) -> Path:
@@ -83,8 +88,8 @@ def _settings(config: Path, out: Path, name: str, slots: int | None) -> Iterator
     yield f"train.latent_lr={stage.rates[1] * plain.train.latent_lr}"
     if slots is not None:
         yield f"latent.slots={slots}"
-        before, of = (ANSWERS, None) if name == PICTURES else (PICTURES, slots)
-        yield f"model.folder={export_folder(_config(config, out, before, of))}"
+    if start := before(name, slots):
+        yield f"model.folder={export_folder(_config(config, out, *start))}"
     elif plain.model.folder.name == data.UNTRAINED:  # made here; other configs name a trained model of their own
         yield f"model.folder={out / 'data' / data.UNTRAINED}"
     yield from stage.settings

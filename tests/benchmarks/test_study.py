@@ -12,7 +12,7 @@ from scipy import stats
 
 from benchmarks.study import data
 from benchmarks.study.jobs import BASE, SEEDS, SLOTS, STARTS, TASKS, all_jobs, objectives
-from benchmarks.study.prepare import LEAKS, STAGES, stages, start_of
+from benchmarks.study.prepare import LEAKS, STAGES, before, stages, start_of
 from benchmarks.study.report import Row, cell, comparison, interval, rows, table, write
 from data import puzzles
 from data.sample import LETTERS
@@ -63,6 +63,8 @@ def test_every_job_begins_with_a_training_that_is_prepared(tmp_path: Path):
         assert start_of(CONFIG, tmp_path, start, job.slots) in prepared
         assert prepared[-1 if start == LEAKS else 0].name == f"step_{steps}"
     assert {job.slots for job in all_jobs()} == set(SLOTS), "k = 4, 8 and 16"
+    for at, stage in enumerate(stages()):
+        assert (before(*stage) in stages()[:at]) == (at > 0), "or trainings could wait for one another"
 
 
 # ---- The report ----
@@ -229,6 +231,13 @@ def test_asked_to_stop_it_saves_and_begins_nothing_more(tmp_path: Path):
             program.kill()
     assert list((out / "runs" / "answers" / "checkpoints").glob("step_*")), log.read_text()
     assert [path.name for path in log.parent.iterdir()] == ["stage_answers.txt"]
+
+
+def test_nothing_goes_on_from_a_training_that_failed(tmp_path: Path):
+    out, config = tmp_path / "out", shortened(tmp_path, 0)  # which no training can have
+    done = study(out, "prepare", config=config)
+    assert done.returncode == 1 and "answers: exit code 2" in done.stdout + done.stderr
+    assert [path.name for path in (out / "logs").iterdir()] == ["stage_answers.txt"]
 
 
 @pytest.mark.parametrize(
