@@ -41,8 +41,8 @@ class ModelConfig(BaseModel):
     architecture: Path | None = Field(None, description="a config.json to plan with where the folder is not")
     latents: Literal["new", "export"] = Field(
         "new",
-        description="export: go on with the slots, heads and injection of the folder, an export of another run; with rl "
-        "always so",
+        description="export: go on with the slots, heads and injection of the folder, an export of another run; "
+        "reinforcement learning always does",
     )
     freeze_vision: bool = Field(True, description="leave the vision tower as it is")
     checkpoint_layers: NonNegativeInt | Literal["all"] = Field(

@@ -41,7 +41,7 @@ def measure(model: Model, clean: list[Sample], noisy: list[Sample]) -> dict[str,
     settings = model.effective(Settings())
     if model.recipe.rounds == 1:
         return {"accuracy": {"kept": likeliest(model, clean, settings)}, "findings": None, "gap": None}
-    found = diagnose(model, clean, settings, {})
+    found = diagnose(model, clean, settings, {}, alterations=())
     arms = set.intersection(*(set(item["answers"]) for item in found.items))
     return {
         "accuracy": {arm: fmean(i["answers"][arm] == i["label"] for i in found.items) for arm in sorted(arms)},

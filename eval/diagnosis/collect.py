@@ -3,7 +3,7 @@
 Letters in shapes: N items, k slots, d latent width, O candidates, L layers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -49,10 +49,10 @@ class Collector:
     tokens: int  # of a batch, about
     seed: int
 
-    def collect(self, cases: Sequence[Case]) -> Collected:
-        """Everything. The same for the same cases however they are batched, to rounding."""
+    def collect(self, cases: Sequence[Case], alterations: Iterable[str] = ALTERATIONS) -> Collected:
+        """Everything, of alterations these. The same for the same cases however they are batched, to rounding."""
         beliefs = self._believe(cases)
-        prompts = {name: altered(name, cases, self.processor, self.seed) for name in ALTERATIONS}
+        prompts = {name: altered(name, cases, self.processor, self.seed) for name in alterations}
         moved = {name: self._means(name, items) for name, items in prompts.items()}
         given = given_latents(beliefs, self.seed)
         arms = all_arms(cases, beliefs, given, moved, self.seed)
