@@ -53,7 +53,7 @@ class ObjectiveConfig(BaseModel):
         description="token: nats over the number of target tokens (beta=1 is an ELBO); mean: over k, d, samples",
     )
     beta: float = Field(0.1, ge=0, description="height of the forward KL's weight")
-    gamma: float = Field(1.0, ge=0, description="height of the reverse KL's weight")
+    gamma: float = Field(0.3, ge=0, description="height of the reverse KL's weight")
     early: tuple[float, float] = Field((0.0, 0.1), description="share of steps where the first weight rises, from, to")
     late: tuple[float, float] = Field((0.0, 0.1), description="share of steps where the second weight rises, from, to")
     order: Literal["forward_first", "reverse_first"] = Field("forward_first", description="whose weight rises first")

@@ -13,7 +13,7 @@ from scipy import stats
 from benchmarks.study import data
 from benchmarks.study.jobs import BASE, SEEDS, SLOTS, STARTS, TASKS, all_jobs, objectives
 from benchmarks.study.prepare import LEAKS, STAGES, before, stages, start_of
-from benchmarks.study.report import Row, cell, comparison, interval, rows, table, write
+from benchmarks.study.report import Interval, Row, cell, comparison, interval, rows, table, write
 from data import puzzles
 from data.sample import LETTERS
 from model.objective import RECIPES
@@ -151,6 +151,33 @@ def test_tables_and_plots(tmp_path: Path):
     facts, *numbers = [json.loads(line) for line in files[2].read_text().splitlines()]
     assert facts["runs"] == 8 and facts["torch"] and [n["variant"] for n in numbers] == ["sft", "ntp", "amvl"]
     assert files[1].read_text().startswith("<?xml") and "noisy" in files[0].read_text()
+
+
+def shown(kept: dict[str, float | None] | None) -> str:
+    """As the report shows it; where a bound is infinite, none is kept."""
+    if kept is None:
+        return ""
+    return cell(Interval(**{name: -math.inf if value is None else value for name, value in kept.items()}))  # type: ignore[arg-type]
+
+
+def test_the_documents_tables_are_the_results():
+    """docs/study.md shows some columns of some rows, each as it was measured."""
+    kept = Path("benchmarks/results/study.jsonl").read_text().splitlines()
+    measured = {(one["task"], one["variant"]): one["metrics"] for one in map(json.loads, kept[1:])}
+    task, names, seen = "", [], 0
+    for line in Path("docs/study.md").read_text().splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if line.startswith("### "):
+            task = next((name for name in TASKS if f"`{name}`" in line), "")
+        elif cells[0] == "objective":
+            names = cells[1:]
+        elif not line.startswith("|"):
+            names = []
+        elif names and not cells[0].startswith("-"):
+            metrics = measured[task, cells[0]]
+            assert cells[1:] == [shown(metrics.get(name)) for name in names], line
+            seen += 1
+    assert seen > 20
 
 
 # ---- A job ----
