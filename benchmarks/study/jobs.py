@@ -74,15 +74,16 @@ def objectives(task: str) -> dict[str, tuple[str, ...]]:
 
 
 def settings(task: str) -> dict[str, tuple[str, ...]]:
-    """One setting at a time, of AMVL or of the ELBO; k where all has to pass through the slots."""
-    found: dict[str, tuple[str, ...]] = {
-        f"amvl gamma={x}": (AMVL, f"objective.gamma={x}") for x in ("0.01", "0.03", "0.1", "1")
-    }
+    """One setting at a time, of AMVL or of the ELBO: weights where answers leak, k where all has to pass the slots."""
+    gammas = ("0.01", "0.03", "0.1", "1") if task == "noisy" else ("0.03", "0.1", "1")
+    found: dict[str, tuple[str, ...]] = {f"amvl gamma={x}": (AMVL, f"objective.gamma={x}") for x in gammas}
     found |= {f"elbo beta={x}": (ELBO, f"objective.beta={x}") for x in ("0.3", "1")}
-    found["amvl beta=1"] = (AMVL, "objective.beta=1")
-    if task == "hidden":
-        found |= {f"amvl k={k}": (AMVL, f"latent.slots={k}") for k in SLOTS[1:]}
-    return found | {"amvl reduction=mean": (AMVL, "objective.kl_reduction=mean")}
+    if task == "noisy":
+        return found | {
+            "amvl beta=1": (AMVL, "objective.beta=1"),
+            "amvl reduction=mean": (AMVL, "objective.kl_reduction=mean"),
+        }
+    return found | {f"amvl k={k}": (AMVL, f"latent.slots={k}") for k in SLOTS[1:]}
 
 
 def variants(task: str) -> dict[str, tuple[str, ...]]:

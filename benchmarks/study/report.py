@@ -190,7 +190,7 @@ def write(out: Path, found: Sequence[Row], results: Sequence[Result], saved: boo
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.md").write_text("\n".join(lines))
     draw(folder / "study.svg", found)
-    facts = circumstances() | {"runs": len(results)}
+    facts = circumstances() | {"command": "make study", "runs": len(results)}
     numbers = [
         {
             "task": row.task,

@@ -40,6 +40,6 @@ def test_a_rise_must_lie_within_the_run(rise: tuple[float, float]):
 
 
 def test_a_rise_of_no_length_is_a_switch():
-    config = ObjectiveConfig(beta=1, early=(0.0, 0.0), late=(0.5, 0.5))
+    config = ObjectiveConfig(beta=1, gamma=1, early=(0.0, 0.0), late=(0.5, 0.5))
     assert config.weights(0.0) == (1.0, 0.0)
     assert config.weights(0.5) == (1.0, 1.0)
