@@ -118,7 +118,8 @@ def _differ(against: Mapping[str, Mapping[str, Interval]]) -> dict[str, frozense
     """By variant, the numbers in which it differs; the comparisons of each number are one family."""
     found: dict[str, set[str]] = {variant: set() for variant in against}
     for metric in METRICS:
-        ps = {variant: of[metric].p for variant, of in against.items() if metric in of}
+        # One seed alone cannot differ, and must not make it harder for the others.
+        ps = {variant: of[metric].p for variant, of in against.items() if metric in of and of[metric].n > 1}
         if ps:
             for variant, differs in zip(ps, multipletests(list(ps.values()), LEVEL, method="holm")[0], strict=True):
                 if differs:
