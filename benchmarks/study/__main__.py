@@ -69,7 +69,7 @@ def act(arguments: argparse.Namespace) -> int:
     stop = Stop()  # before the imports that take seconds
     if arguments.what == "run":
         names = {number: job.name for number, job in jobs.items() if not result_of(arguments.out, job.name).exists()}
-        return run_all("job", names, arguments, stop)
+        return run_all("job", names, {}, arguments, stop)
     if arguments.what == "prepare":
         return prepare_all(arguments, stop)
     if arguments.what == "stage":
@@ -90,11 +90,11 @@ def prepare_all(arguments: argparse.Namespace, stop: Stop) -> int:
     there = stages()
     names = {number: f"{name} {slots or ''}".strip() for number, (name, slots) in enumerate(there)}
     after = {number: there.index(first) for number, one in enumerate(there) if (first := before(*one))}
-    return run_all("stage", names, arguments, stop, after)
+    return run_all("stage", names, after, arguments, stop)
 
 
 def run_all(
-    what: str, names: dict[int, str], arguments: argparse.Namespace, stop: Stop, after: Mapping[int, int] | None = None
+    what: str, names: Mapping[int, str], after: Mapping[int, int], arguments: argparse.Namespace, stop: Stop
 ) -> int:
     """Trainings by number, so many at a time; `after`: the one before it that each waits for. Returns STOPPED where one
     was asked to stop or did not begin for that, 1 where one failed, when all others are done.
@@ -115,7 +115,7 @@ def run_all(
             return code
 
         for number in names:
-            done[number] = pool.submit(one, number, done[after[number]] if after and number in after else None)
+            done[number] = pool.submit(one, number, done[after[number]] if number in after else None)
     codes = [of.result() for of in done.values()]
     return STOPPED if STOPPED in codes else int(any(codes))
 

@@ -131,7 +131,7 @@ def _donors(chosen: Sequence[Case], seed: int) -> dict[str, Encoded]:
         for item in items:
             by_pictures.setdefault(item.sample.images, []).append(item)
         circle = [item for group in by_pictures.values() for item in group]
-        step = max(map(len, by_pictures.values()))  # leaves every group that is not the half of all
+        step = max(map(len, by_pictures.values()))  # out of every group that is no more than half of all
         for item, other in zip(circle, circle[step:] + circle[:step], strict=True):
             if other.sample.images != item.sample.images:
                 found[item.sample.key] = replace(item, pixels=other.pixels)

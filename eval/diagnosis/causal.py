@@ -30,47 +30,49 @@ PICTURES = "image_swap"
 
 def present(arm: Arm | None) -> Verdict | None:
     """`arm`: without latents."""
-    question = "Does the answer depend on the latents being there?"
-    if arm is None:
-        return None
-    if arm.no_effect:
-        return verdict(question, "unclear", OPEN, "taking them away had no effect", arm.no_effect)
-    answer = _depends(arm)
-    how = _effect(answer, arm)
-    meaning = {
-        GOOD: "the model answers worse without its latents, so it does use them",
-        BAD: "the model answers better without its latents"
-        if answer == "yes"
-        else "the model answers as well without its latents: they cost time and bring nothing",
-        OPEN: MORE,
-        NOTE: "answers change when the latents go, but not clearly for the better or the worse",
-    }[how]
-    numbers = f"accuracy {told(arm.change)} when they are removed; {_changes(arm)}"
-    return verdict(question, answer, how, meaning, numbers)
+    return _dependence(
+        "Does the answer depend on the latents being there?",
+        arm,
+        "when they are removed",
+        idle="taking them away had no effect",
+        worse="the model answers worse without its latents, so it does use them",
+        better="the model answers better without its latents",
+        as_well="the model answers as well without its latents: they cost time and bring nothing",
+        other="answers change when the latents go, but not clearly for the better or the worse",
+    )
 
 
 def contents(arm: Arm | None) -> Verdict | None:
     """`arm`: with latents of CONTENTS."""
-    question = "Does the answer depend on what the latents hold?"
+    return _dependence(
+        "Does the answer depend on what the latents hold?",
+        arm,
+        "with another item's",
+        idle="putting others in their place had no effect",
+        worse="the model reads what its latents hold",
+        better="other latents serve it better than its own",
+        as_well="another item's latents do as well: the model does not read what they hold",
+        other="the model reads its latents, but not clearly to its gain",
+    )
+
+
+def _dependence(
+    question: str, arm: Arm | None, change: str, *, idle: str, worse: str, better: str, as_well: str, other: str
+) -> Verdict | None:
+    """By one arm. `change`: what it does, behind the accuracy; then what it means if it does nothing, and if the model
+    answers worse, better, as well, or otherwise.
+    """
     if arm is None:
         return None
     if arm.no_effect:
-        return verdict(question, "unclear", OPEN, "putting others in their place had no effect", arm.no_effect)
+        return verdict(question, "unclear", OPEN, idle, arm.no_effect)
     answer = _depends(arm)
     how = _effect(answer, arm)
-    meaning = {
-        GOOD: "the model reads what its latents hold",
-        BAD: "other latents serve it better than its own"
-        if answer == "yes"
-        else "another item's latents do as well: the model does not read what they hold",
-        OPEN: MORE,
-        NOTE: "the model reads its latents, but not clearly to its gain",
-    }[how]
+    meaning = {GOOD: worse, BAD: better if answer == "yes" else as_well, OPEN: MORE, NOTE: other}[how]
     if arm.moved is not None and arm.moved < ALIKE and answer != "yes":
         meaning += "; but these latents hardly differ from its own, so there was little to read"
     moved = "" if arm.moved is None else f", which moves z by {arm.moved:.2f} of its length"
-    numbers = f"accuracy {told(arm.change)} with another item's{moved}; {_changes(arm)}"
-    return verdict(question, answer, how, meaning, numbers)
+    return verdict(question, answer, how, meaning, f"accuracy {told(arm.change)} {change}{moved}; {_changes(arm)}")
 
 
 def marks(removed: Arm | None, markers: Arm | None) -> Verdict | None:
